@@ -1,0 +1,149 @@
+"""What happens to a tensor at a cut: D pools, a cast packs, U upsamples; and their adjoints.
+
+The sender computes `C(x) = cast(D(x))`, the receiver `U(lambda)`. Backwards the receiver sends
+`cast(U^T g)` and the sender applies `D^T`. Casts pass gradients straight through. Shapes are
+[B, C, H, W]; a factor that does not divide H or W leaves a smaller last window, averaged over its
+true count, and the upsampled tensor is cropped to the original size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Cast = Literal["fp32", "fp16", "int8"]
+Message = tuple[Tensor, ...]
+"""What crosses a cut: one tensor, or for int8 the values and their scales."""
+
+_FP16_MAX = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The filter of one boundary."""
+
+    pool: int = 1
+    cast: Cast = "fp32"
+
+    def encode(self, x: Tensor) -> Message:
+        """Return C(x) = cast(D(x)), what the sender puts on the wire."""
+        return pack(downsample(x, self.pool), self.cast)
+
+    def decode(self, message: Message, size: tuple[int, int]) -> Tensor:
+        """Return U(lambda) at the original height and width, in fp32."""
+        return upsample(unpack(message), self.pool, size)
+
+    def encode_adjoint(self, g: Tensor, scale: float) -> Message:
+        """Return cast(scale * U^T g), what the receiver sends back.
+
+        Args:
+            g: Gradient with respect to U(lambda), [B, C, H, W].
+            scale: Power of two that lifts batch-mean gradients into the range of fp16.
+        """
+        return pack(upsample_adjoint(g, self.pool) * scale, self.cast)
+
+    def decode_adjoint(self, message: Message, scale: float, size: tuple[int, int]) -> Tensor:
+        """Return D^T of the adjoint that came, its scale taken out, at the sender's size."""
+        return downsample_adjoint(unpack(message) * (1.0 / scale), self.pool, size)
+
+
+class FilterBoundary(nn.Module):
+    """A filter at a boundary inside a stage: the same function, and gradient, as at a cut."""
+
+    def __init__(self, filter_: Filter, adjoint_scale: float) -> None:
+        super().__init__()
+        self.filter, self.adjoint_scale = filter_, adjoint_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return U(C(x)), same shape as `x`."""
+        out: Tensor = _Boundary.apply(x, self.filter, self.adjoint_scale)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Boundary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filter_: Filter, scale: float) -> Tensor:
+        ctx.filter, ctx.scale, ctx.size = filter_, scale, spatial_size(x)
+        out = filter_.decode(filter_.encode(x), ctx.size)
+        return out.clone() if out is x else out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        message = ctx.filter.encode_adjoint(g, ctx.scale)
+        return ctx.filter.decode_adjoint(message, ctx.scale, ctx.size), None, None
+
+
+def spatial_size(x: Tensor) -> tuple[int, int]:
+    """Return (H, W) of an [B, C, H, W] tensor."""
+    return x.shape[-2], x.shape[-1]
+
+
+def adjoint_scale(batch_size: int) -> float:
+    """Return the smallest power of two >= the batch size.
+
+    Adjoints are gradients of the batch mean, about 1/B of a sample's own; multiplying by a power
+    of two is exact, and fp16 no longer underflows.
+    """
+    return float(1 << max(0, batch_size - 1).bit_length())
+
+
+def downsample(x: Tensor, pool: int) -> Tensor:
+    """Return D(x): the mean over pool x pool windows."""
+    return x if pool == 1 else F.avg_pool2d(x, pool, ceil_mode=True, count_include_pad=False)
+
+
+def upsample(z: Tensor, pool: int, size: tuple[int, int]) -> Tensor:
+    """Return U(z): nearest neighbour by the factor, cropped to `size` = (H, W)."""
+    if pool == 1:
+        return z
+    up = F.interpolate(z, scale_factor=float(pool), mode="nearest")
+    return up if spatial_size(up) == size else up[..., : size[0], : size[1]].contiguous()
+
+
+def upsample_adjoint(g: Tensor, pool: int) -> Tensor:
+    """Return U^T g: the sum over pool x pool windows."""
+    if pool == 1:
+        return g
+    bottom, right = (-g.shape[-2]) % pool, (-g.shape[-1]) % pool
+    if bottom or right:
+        g = F.pad(g, (0, right, 0, bottom))
+    return F.avg_pool2d(g, pool) * float(pool * pool)
+
+
+def downsample_adjoint(g: Tensor, pool: int, size: tuple[int, int]) -> Tensor:
+    """Return D^T g: each value shared equally among the pixels of its window."""
+    if pool == 1:
+        return g
+    rows = _window_lengths(size[0], pool, g)
+    columns = _window_lengths(size[1], pool, g)
+    return upsample(g / (rows[:, None] * columns[None, :]), pool, size)
+
+
+def _window_lengths(length: int, pool: int, like: Tensor) -> Tensor:
+    starts = torch.arange(0, length, pool, device=like.device)
+    return (length - starts).clamp(max=pool).to(like.dtype)
+
+
+def pack(z: Tensor, cast: Cast) -> Message:
+    """Cast fp32 values for the wire.
+
+    fp16 saturates instead of overflowing. int8 has one scale per sample and channel, the largest
+    magnitude over 127, so that a sample's values never depend on its batch.
+    """
+    if cast == "fp32":
+        return (z.contiguous(),)
+    if cast == "fp16":
+        return (z.clamp(-_FP16_MAX, _FP16_MAX).to(torch.float16).contiguous(),)
+    largest = z.abs().amax(dim=tuple(range(2, z.dim())), keepdim=True)
+    scale = torch.where(largest > 0, largest / 127.0, torch.ones_like(largest))
+    return ((z / scale).round().clamp(-127, 127).to(torch.int8).contiguous(), scale.contiguous())
+
+
+def unpack(message: Message) -> Tensor:
+    """Undo `pack` up to rounding; fp32, aliases an fp32 message."""
+    values = message[0].to(torch.float32)
+    return values * message[1] if len(message) == 2 else values

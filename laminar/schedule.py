@@ -1,0 +1,109 @@
+"""Who does what when: the schedules of both phases as pure functions of a few integers.
+
+Parallel phase, tick t, stage k of K, hop delay d (forward first, K=3, d=1):
+
+    tick      0    1    2    3      4      5
+    stage 0   F0   F1   F2   F3     F4 B0  F5 B1     forward  of micro-batch t - k d
+    stage 1        F0   F1   F2 B0  F3 B1  F4 B2     backward of micro-batch t - (2(K-1) - k) d
+    stage 2             F0B0 F1B1   F2B2   F3B3      the last stage does both at once
+
+Correction phase, one batch of M micro-batches (1F1B, Narayanan et al. 2019, arXiv 1806.03377):
+stage k runs K-1-k forwards ahead, then alternates one forward, one backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Order = Literal["forward_first", "backward_first"]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Run one micro-batch forward."""
+
+    micro: int
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Run one micro-batch backward."""
+
+    micro: int
+
+
+Action = Forward | Backward
+
+
+def lateness_ticks(stage: int, num_stages: int, delay: int) -> int:
+    """Return the ticks between a micro-batch's forward and its backward at one stage."""
+    return 2 * (num_stages - 1 - stage) * delay
+
+
+def num_ticks(num_micro: int, num_stages: int, delay: int) -> int:
+    """Return the ticks of a parallel phase, filling and draining included."""
+    return num_micro + 2 * (num_stages - 1) * delay
+
+
+def min_ticks(num_stages: int, delay: int) -> int:
+    """Return the shortest parallel phase worth its filling and draining, in micro-batches."""
+    return 4 * (num_stages - 1) * delay
+
+
+def parallel_actions(
+    stage: int, num_stages: int, num_micro: int, delay: int, order: Order
+) -> Iterator[tuple[int, Action]]:
+    """Yield (tick, action) of one stage in the order in which it performs them."""
+    last = stage == num_stages - 1
+    for tick in range(num_ticks(num_micro, num_stages, delay)):
+        i = tick - stage * delay
+        j = i - lateness_ticks(stage, num_stages, delay)
+        forward = [(tick, Forward(i))] if 0 <= i < num_micro else []
+        backward = [(tick, Backward(j))] if 0 <= j < num_micro else []
+        if order == "forward_first" or last:
+            yield from (*forward, *backward)
+        else:
+            yield from (*backward, *forward)
+
+
+def updates_until_own(
+    micro: int, stage: int, num_stages: int, per_batch: int, delay: int, order: Order
+) -> int:
+    """Return s: the updates of this stage between a forward and the update it belongs to.
+
+    Counted within one phase, which starts drained, so it is 0 while the pipeline fills.
+
+    Args:
+        micro: Micro-batch of the forward, from 0 at the start of the phase.
+        stage: Stage k.
+        num_stages: K.
+        per_batch: Micro-batches per update, M.
+        delay: Hop delay d in ticks.
+        order: Which half of a tick comes first.
+    """
+    backwards_done = micro - lateness_ticks(stage, num_stages, delay)
+    if order == "backward_first" and stage < num_stages - 1:
+        backwards_done += 1
+    return micro // per_batch - max(0, backwards_done) // per_batch
+
+
+def correction_actions(
+    stage: int, num_stages: int, per_batch: int, depth: int = 1
+) -> Iterator[Action]:
+    """Yield one stage's actions for one batch.
+
+    Args:
+        stage: Stage k.
+        num_stages: K.
+        per_batch: Micro-batches of the batch, M.
+        depth: 1 is 1F1B; more runs further ahead, so that hops hide behind forwards, until all
+            forwards come first (GPipe). It changes the memory, never a number.
+    """
+    ahead = min(per_batch, (num_stages - 1 - stage) * depth)
+    yield from (Forward(i) for i in range(ahead))
+    for i in range(ahead, per_batch):
+        yield Forward(i)
+        yield Backward(i - ahead)
+    yield from (Backward(i) for i in range(per_batch - ahead, per_batch))
