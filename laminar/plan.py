@@ -1,0 +1,248 @@
+"""From a configuration and a data set to what will run: cuts, filters, segments, all explicit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from laminar.blocks import BlockSequence, infer_shapes
+from laminar.config import Config, PhaseCycles, PhaseSegment
+from laminar.cuts import block_costs, equal_cost_cuts
+from laminar.errors import ConfigError
+from laminar.filters import Filter, adjoint_scale
+from laminar.resnet import build_blocks, num_blocks
+from laminar.schedule import min_ticks
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the network and the plan need to know about the data."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    num_classes: int
+    num_train: int
+    num_test: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of batches of one epoch, in one phase; the unit that the engine runs."""
+
+    phase: str
+    """`correction` or `parallel`."""
+    epoch: int
+    """From 0."""
+    first_batch: int
+    """Index within the epoch."""
+    num_batches: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved run."""
+
+    config: Config
+    """With cuts, filters and phases written out."""
+    problem: Problem
+    segments: tuple[Segment, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Shape, without batch, of what each block receives; the last is the output."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches of an epoch; the ragged last one is dropped."""
+        return self.problem.num_train // self.config.batch_size
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of the whole run."""
+        return self.batches_per_epoch * self.config.epochs
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """First block of each stage, and the number of blocks at the end."""
+        return (0, *(self.config.cuts or ()), len(self.shapes) - 1)
+
+    @property
+    def filters(self) -> dict[int, Filter]:
+        """Filter of each boundary that has one, by the block that receives."""
+        pairs = zip(self.config.cuts or (), self.config.filter_list(), strict=True)
+        return {boundary: Filter(f.pool, f.cast) for boundary, f in pairs}
+
+    @property
+    def parallel_fraction(self) -> float:
+        """Fraction of all batches that are in the parallel phase, 0..1."""
+        parallel = sum(s.num_batches for s in self.segments if s.phase == "parallel")
+        return parallel / self.num_batches
+
+    def warmup_batches(self) -> int:
+        """Length of the learning rate's linear part, in batches."""
+        return round(self.config.schedule.warmup_epochs * self.batches_per_epoch)
+
+    def build_stage_module(self, first: int, last: int) -> BlockSequence:
+        """Build blocks `first .. last-1`, freshly initialised, with the filters inside."""
+        blocks = build_blocks(
+            self.config.model,
+            in_channels=self.problem.image_shape[0],
+            num_classes=self.problem.num_classes,
+            seed=self.config.seed,
+            first=first,
+            last=last,
+        )
+        return BlockSequence(
+            blocks,
+            first=first,
+            filters=self.filters,
+            adjoint_scale=adjoint_scale(self.config.batch_size),
+        )
+
+
+def make_plan(config: Config, problem: Problem) -> Plan:
+    """Resolve a configuration against a data set, or say in one line why it cannot run.
+
+    Raises:
+        ConfigError: Cuts, filters, batch size or phases do not fit network and data.
+    """
+    _check_stages(config)
+    if config.batch_size > problem.num_train:
+        raise ConfigError(
+            "batch_size must be <= number of training images",
+            got=f"{config.batch_size}, images {problem.num_train}",
+            fix="lower batch_size",
+        )
+    blocks = build_blocks(
+        config.model,
+        in_channels=problem.image_shape[0],
+        num_classes=problem.num_classes,
+        seed=config.seed,
+    )
+    shapes = infer_shapes(blocks, problem.image_shape)
+    cuts = config.cuts
+    if cuts is None:
+        cuts = equal_cost_cuts(block_costs(blocks, problem.image_shape), config.num_stages)
+    per_epoch = problem.num_train // config.batch_size
+    segments = _segments(config, per_epoch)
+    resolved = config.model_copy(
+        update={
+            "cuts": cuts,
+            "filters": config.filter_list(),
+            "phases": _as_phases(segments, per_epoch),
+        }
+    )
+    plan = Plan(resolved, problem, tuple(segments), tuple(shapes))
+    _check_filters(plan)
+    return plan
+
+
+def _check_stages(config: Config) -> None:
+    count = num_blocks(config.model)
+    if config.num_stages > count:
+        raise ConfigError(
+            "num_stages must be <= number of blocks",
+            got=f"{config.num_stages}, {config.model.name} has {count} blocks",
+            fix="lower num_stages or choose a deeper network",
+        )
+    if config.cuts and config.cuts[-1] >= count:
+        raise ConfigError(
+            "every cut must lie inside the network",
+            got=f"cut {config.cuts[-1]}",
+            expected=f"1..{count - 1} for the {count} blocks of {config.model.name}",
+            fix="lower the cut, or null for cuts of equal cost",
+        )
+
+
+def _check_filters(plan: Plan) -> None:
+    for boundary, filter_ in plan.filters.items():
+        height, width = plan.shapes[boundary][-2:]
+        if filter_.pool > min(height, width):
+            raise ConfigError(
+                f"the filter of the cut at block {boundary} must pool by at most the map's size",
+                got=f"pool {filter_.pool}, map {height}x{width}",
+                fix="lower filters.pool or move the cut",
+            )
+
+
+def _segments(config: Config, per_epoch: int) -> list[Segment]:
+    if isinstance(config.phases, PhaseCycles):
+        runs = _cycle_runs(config.phases, per_epoch * config.epochs)
+        return _split(config, runs, per_epoch, too_short="correct")
+    return _split(config, _listed_runs(config, per_epoch), per_epoch, too_short="refuse")
+
+
+def _cycle_runs(cycles: PhaseCycles, total: int) -> list[tuple[str, int]]:
+    """Exact warm-up, then cycles of parallel and correction, in batches that sum to `total`."""
+    warmup = math.ceil(cycles.warmup * total)
+    exact = min(total - warmup, math.floor(cycles.correction * total))
+    runs = [("correction", warmup)]
+    for index in range(cycles.num_cycles):
+        share = [part * (index + 1) // cycles.num_cycles - part * index // cycles.num_cycles
+                 for part in (total - warmup - exact, exact)]  # fmt: skip
+        runs += [("parallel", share[0]), ("correction", share[1])]
+    return runs
+
+
+def _listed_runs(config: Config, per_epoch: int) -> list[tuple[str, int]]:
+    assert not isinstance(config.phases, PhaseCycles)
+    total = sum(segment.epochs for segment in config.phases)
+    if abs(total - config.epochs) * per_epoch > 0.5:
+        raise ConfigError(
+            "the epochs of `phases` must sum to `epochs`",
+            got=f"{total:g}",
+            expected=config.epochs,
+            fix="change the last segment, or leave `phases` out for the default plan",
+        )
+    ends = [round(e * per_epoch) for e in itertools.accumulate(s.epochs for s in config.phases)]
+    starts = [0, *ends[:-1]]
+    return [(s.phase, b - a) for s, a, b in zip(config.phases, starts, ends, strict=True)]
+
+
+def _split(
+    config: Config, runs: list[tuple[str, int]], per_epoch: int, *, too_short: str
+) -> list[Segment]:
+    """Split runs at the ends of epochs, where the pipeline drains.
+
+    A parallel piece too short to fill the pipeline is trained exactly in the default plan, and
+    refused in a plan that the user wrote.
+    """
+    per_batch = config.parallel.micro_batches
+    needed = math.ceil(min_ticks(config.num_stages, config.parallel.hop_delay) / per_batch)
+    segments: list[Segment] = []
+    position = 0
+    for phase, length in runs:
+        while length > 0:
+            epoch, first = divmod(position, per_epoch)
+            num = min(length, per_epoch - first)
+            kind = phase
+            if phase == "parallel" and num < needed:
+                if too_short == "refuse":
+                    raise ConfigError(
+                        "a parallel segment must be long enough to fill the pipeline within its "
+                        "epoch, 4(K-1)d ticks",
+                        got=f"{num} batches in epoch {epoch + 1}",
+                        expected=f">= {needed}",
+                        fix="lengthen it, lower batch_size, num_stages or parallel.hop_delay, or "
+                        "raise parallel.micro_batches",
+                    )
+                kind = "correction"
+            _append(segments, Segment(kind, epoch, first, num))
+            position, length = position + num, length - num
+    return segments
+
+
+def _append(segments: list[Segment], new: Segment) -> None:
+    """Add a segment, joined to the one before where both are exact and of the same epoch."""
+    if segments and segments[-1].epoch == new.epoch and segments[-1].phase == new.phase:
+        old = segments.pop()
+        new = Segment(new.phase, new.epoch, old.first_batch, old.num_batches + new.num_batches)
+    segments.append(new)
+
+
+def _as_phases(segments: list[Segment], per_epoch: int) -> tuple[PhaseSegment, ...]:
+    """Write segments as the configuration's `phases`, so that a resumed run takes the same."""
+    return tuple(
+        PhaseSegment(phase=phase, epochs=sum(s.num_batches for s in group) / per_epoch)  # type: ignore[arg-type]
+        for phase, run in itertools.groupby(segments, key=lambda s: s.phase)
+        if (group := list(run))
+    )
