@@ -183,8 +183,8 @@ class Stage:
         if self._gradients is None:
             self._gradients = gradients
         else:
-            for total, gradient in zip(self._gradients, gradients, strict=True):
-                total.add_(gradient)
+            pairs = zip(self._gradients, gradients, strict=True)
+            self._gradients = [total + gradient for total, gradient in pairs]
 
     def _weights_ahead(self, s: int, lr: float) -> list[Tensor]:
         """Return detached weights for a forward s updates early, shared until the next update."""

@@ -1,0 +1,189 @@
+"""What a stage does in each phase, as a program that asks for messages instead of waiting.
+
+A program is a generator: it yields `Send` and `Receive`, and whoever drives it (a Ray actor with
+a mailbox, a test with a scripted network) answers a `Receive` with the message. So what a stage
+computes cannot depend on when a message happens to arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from laminar.filters import Message
+from laminar.plan import Segment
+from laminar.schedule import Action, Forward, correction_actions, parallel_actions
+from laminar.stage import Stage
+
+Direction = Literal["forward", "adjoint"]
+
+HOP_DEPTH = 2
+"""Forwards of the correction phase that each hop to the last stage adds to the warm-up.
+
+One is 1F1B with free hops; the second hides a hop behind a forward (benchmarks/speed)."""
+
+
+@dataclass(frozen=True)
+class Send:
+    """Give a message to the next stage (`forward`) or to the one before (`adjoint`)."""
+
+    direction: Direction
+    micro: int
+    message: Message
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Ask for the message of the stage before (`forward`) or of the next one (`adjoint`)."""
+
+    direction: Direction
+    micro: int
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """The stage has applied (or, in evaluation, passed on) another batch; needs no answer."""
+
+    num_batches: int
+
+
+Program = Generator[Send | Receive | BatchDone, Message | None, None]
+
+
+class Inputs(Protocol):
+    """Images of a batch; only stage 0 has them."""
+
+    def train(self, epoch: int, batch: int) -> Tensor:
+        """Return fp32 [B, C, H, W], augmented."""
+
+    def test(self, batch: int) -> Tensor:
+        """Return fp32 [b, C, H, W], the last one possibly shorter."""
+
+
+class Labels(Protocol):
+    """Labels of a batch; only the last stage has them."""
+
+    def train(self, epoch: int, batch: int) -> Tensor:
+        """Return int64 [B]."""
+
+    def test(self, batch: int) -> Tensor:
+        """Return int64 [b]."""
+
+
+class _MicroBatches:
+    """One micro-batch at a time of the batches of a segment; each batch is made once."""
+
+    def __init__(self, source: Inputs | Labels | None, segment: Segment, per_batch: int) -> None:
+        self._source, self._segment, self._per_batch = source, segment, per_batch
+        self._batch, self._parts = -1, tuple[Tensor, ...]()
+
+    def __getitem__(self, micro: int) -> Tensor | None:
+        if self._source is None:
+            return None
+        batch, part = divmod(micro, self._per_batch)
+        if batch != self._batch:
+            whole = self._source.train(self._segment.epoch, self._segment.first_batch + batch)
+            self._batch, self._parts = batch, whole.chunk(self._per_batch)
+        return self._parts[part]
+
+
+def parallel_phase(
+    stage: Stage, segment: Segment, inputs: Inputs | None, labels: Labels | None
+) -> Program:
+    """Train a segment with all stages at once; gradients come `lateness_ticks` late.
+
+    The stage updates when the M-th backward of a batch is done.
+    """
+    p = stage.plan.config.parallel
+    first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
+    images = _MicroBatches(inputs, segment, p.micro_batches)
+    targets = _MicroBatches(labels, segment, p.micro_batches)
+    applied = 0
+    num_micro = segment.num_batches * p.micro_batches
+    for _, action in parallel_actions(
+        stage.index, stage.num_stages, num_micro, p.hop_delay, p.order
+    ):
+        if isinstance(action, Forward):
+            s = stage.updates_until_own(action.micro)
+            yield from _forward(
+                stage, action.micro, images, targets, p.micro_batches, s, stage.lr(first + applied)
+            )
+        else:
+            yield from _backward(stage, action)
+            if (action.micro + 1) % p.micro_batches == 0:
+                stage.update(stage.lr(first + applied))
+                applied += 1
+                yield BatchDone(applied)
+
+
+def correction_phase(
+    stage: Stage, segment: Segment, inputs: Inputs | None, labels: Labels | None
+) -> Program:
+    """Train a segment with exact gradients: per batch a 1F1B pipeline, then the update."""
+    per_batch = stage.plan.config.correction.micro_batches
+    first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
+    images = _MicroBatches(inputs, segment, per_batch)
+    targets = _MicroBatches(labels, segment, per_batch)
+    for batch in range(segment.num_batches):
+        for action in correction_actions(stage.index, stage.num_stages, per_batch, HOP_DEPTH):
+            micro = batch * per_batch + action.micro
+            if isinstance(action, Forward):
+                yield from _forward(stage, micro, images, targets, per_batch)
+            else:
+                yield from _backward(stage, type(action)(micro))
+        stage.update(stage.lr(first + batch))
+        yield BatchDone(batch + 1)
+
+
+def evaluation(
+    stage: Stage, num_batches: int, inputs: Inputs | None, labels: Labels | None
+) -> Program:
+    """Run the test set forward, one message per batch; the last stage counts."""
+    for batch in range(num_batches):
+        if inputs is not None:
+            x: Tensor | Message | None = inputs.test(batch)
+        else:
+            x = yield Receive("forward", batch)
+        assert x is not None
+        out = stage.evaluate(x, None if labels is None else labels.test(batch))
+        if out is not None:
+            yield Send("forward", batch, out)
+        yield BatchDone(batch + 1)
+
+
+def training_phase(
+    stage: Stage, segment: Segment, inputs: Inputs | None, labels: Labels | None
+) -> Program:
+    """Return the program of a segment."""
+    phase = parallel_phase if segment.phase == "parallel" else correction_phase
+    return phase(stage, segment, inputs, labels)
+
+
+def _forward(
+    stage: Stage,
+    micro: int,
+    images: _MicroBatches,
+    targets: _MicroBatches,
+    num_micro: int,
+    s: int = 0,
+    lr: float = 0.0,
+) -> Program:
+    x: Tensor | Message | None = images[micro] if stage.is_first else None
+    if x is None:
+        x = yield Receive("forward", micro)
+    assert x is not None
+    out = stage.forward(micro, x, targets[micro], num_micro=num_micro, s=s, lr=lr)
+    if out is not None:
+        yield Send("forward", micro, out)
+
+
+def _backward(stage: Stage, action: Action) -> Program:
+    adjoint = None
+    if not stage.is_last:
+        adjoint = yield Receive("adjoint", action.micro)
+    reply = stage.backward(action.micro, adjoint)
+    if reply is not None:
+        yield Send("adjoint", action.micro, reply)

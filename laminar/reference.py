@@ -1,0 +1,211 @@
+"""The whole algorithm in one process: read this first. It is the oracle of the engine's tests.
+
+Minimise phi(F_{K-1}(U lambda_{K-1})) subject to lambda_{k+1} = C F_k(U lambda_k; W_k), all stages
+at once (arXiv 2009.01462v2, section 2). Here the auxiliary variables and the adjoints live in two
+tables, `sent[k][i]` and `replied[k][j]`, each entry with the tick it left at; nothing else crosses
+a cut. With the forward's own weights and eta = 1/rho the penalty method, the augmented Lagrangian
+and delayed gradients coincide: the gradient of <kappa, x> + rho/2 |x - lambda|^2 at the x that was
+sent is the adjoint p, and p is what the tables carry.
+
+Shares with the engine the filters, the learning rate and the network; the update, the order of
+events and the handling of weights are written out again, as plainly as they can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from laminar.engine import Inputs, Labels
+from laminar.filters import Message, adjoint_scale, spatial_size
+from laminar.optimizer import learning_rate
+from laminar.plan import Plan, Segment
+
+Tensors = dict[str, Tensor]
+
+
+class Reference:
+    """K stages in one process, one global clock.
+
+    Args:
+        plan: The resolved run.
+        inputs: Images of a batch.
+        labels: Labels of a batch.
+    """
+
+    def __init__(self, plan: Plan, inputs: Inputs, labels: Labels) -> None:
+        self.plan, self.inputs, self.labels = plan, inputs, labels
+        self.num_stages = plan.config.num_stages
+        bounds = plan.bounds
+        self.modules = [
+            plan.build_stage_module(bounds[k], bounds[k + 1]) for k in range(self.num_stages)
+        ]
+        self.weights: list[Tensors] = [
+            {n: p.detach().clone() for n, p in m.named_parameters()} for m in self.modules
+        ]
+        self.velocity: list[Tensors] = [
+            {n: torch.zeros_like(w) for n, w in weights.items()} for weights in self.weights
+        ]
+        self.filters = [plan.filters[b] for b in bounds[1:-1]]
+        self.scale = adjoint_scale(plan.config.batch_size)
+        self.losses: list[float] = []
+
+    def run(self) -> None:
+        """Train the whole plan."""
+        for segment in self.plan.segments:
+            {"parallel": self.parallel, "correction": self.correction}[segment.phase](segment)
+
+    def parallel(self, segment: Segment) -> None:
+        """One parallel phase: at tick t stage k is at micro-batch t - kd forwards.
+
+        Backwards it is at t - (2(K-1) - k)d; both messages must have left d ticks ago.
+        """
+        p, K = self.plan.config.parallel, self.num_stages
+        M, d = p.micro_batches, p.hop_delay
+        num_micro = segment.num_batches * M
+        sent: list[dict[int, tuple[int, Message]]] = [{} for _ in range(K)]
+        replied: list[dict[int, tuple[int, Message]]] = [{} for _ in range(K)]
+        graphs: list[dict[int, tuple[Tensor, list[Tensor], int]]] = [{} for _ in range(K)]
+        gradient: list[Tensors] = [{} for _ in range(K)]
+        updates = [0] * K
+
+        def forward(t: int, k: int) -> None:
+            i = t - k * d
+            if not 0 <= i < num_micro:
+                return
+            s = i // M - updates[k]
+            ahead = self.predict(k, s, self.lr(segment, updates[k]))
+            left, message = sent[k - 1].pop(i) if k else (t - d, None)
+            assert left == t - d
+            graphs[k][i], out = self.forward(k, segment, i, M, ahead, message, s)
+            if out is not None:
+                sent[k][i] = t, out
+
+        def backward(t: int, k: int) -> None:
+            j = t - (2 * (K - 1) - k) * d
+            if not 0 <= j < num_micro:
+                return
+            left, adjoint = replied[k + 1].pop(j) if k < K - 1 else (t - d, None)
+            assert left == t - d
+            graph = graphs[k].pop(j)
+            reply = self.backward(k, graph, adjoint, gradient[k], p.shrink ** graph[2])
+            if reply is not None:
+                replied[k][j] = t, reply
+            if j % M == M - 1:
+                self.update(k, gradient[k], self.lr(segment, updates[k]))
+                updates[k] += 1
+
+        for t in range(num_micro + 2 * (K - 1) * d):
+            for k in range(K):
+                at_once = k == K - 1
+                first_forward = p.order == "forward_first" or at_once
+                halves: list[Callable[[int, int], None]] = [forward, backward]
+                for half in halves if first_forward else reversed(halves):
+                    half(t, k)
+
+    def correction(self, segment: Segment) -> None:
+        """Exact gradients: per micro-batch forwards through all stages, then backwards."""
+        M = self.plan.config.correction.micro_batches
+        for batch in range(segment.num_batches):
+            gradient: list[Tensors] = [{} for _ in range(self.num_stages)]
+            for i in range(batch * M, (batch + 1) * M):
+                graphs, message = [], None
+                for k in range(self.num_stages):
+                    graph, message = self.forward(k, segment, i, M, self.predict(k, 0), message, 0)
+                    graphs.append(graph)
+                adjoint = None
+                for k in reversed(range(self.num_stages)):
+                    adjoint = self.backward(k, graphs[k], adjoint, gradient[k], 1.0)
+            for k in range(self.num_stages):
+                self.update(k, gradient[k], self.lr(segment, batch))
+
+    def predict(self, k: int, s: int, lr: float = 0.0) -> Tensors:
+        """Return W - lr v mu (1 - mu^s) / (1 - mu): where stage k's weights will be, s updates on."""
+        mu = self.plan.config.optimizer.momentum
+        step = lr * mu * (1.0 - mu**s) / (1.0 - mu) if self.plan.config.parallel.lookahead else 0.0
+        return {
+            n: w.sub(self.velocity[k][n], alpha=step).requires_grad_()
+            for n, w in self.weights[k].items()
+        }
+
+    def forward(
+        self,
+        k: int,
+        segment: Segment,
+        i: int,
+        M: int,
+        weights: Tensors,
+        message: Message | None,
+        s: int,
+    ) -> tuple[tuple[Tensor, list[Tensor], int], Message | None]:
+        """Stage k, micro-batch i of the segment: its graph, and C(x) for the next stage."""
+        batch, part = divmod(i, M)
+        at = segment.epoch, segment.first_batch + batch
+        leaves = list(weights.values())
+        if message is None:
+            x = self.inputs.train(*at).chunk(M)[part]
+        else:
+            size = self.plan.shapes[self.plan.bounds[k]][-2:]
+            x = self.filters[k - 1].decode(message, (size[0], size[1]))
+            x = x.detach().clone().requires_grad_()
+            leaves.append(x)
+        out = functional_call(self.modules[k], weights, (x,))
+        if k == self.num_stages - 1:
+            loss = F.cross_entropy(out, self.labels.train(*at).chunk(M)[part])
+            self.losses.append(float(loss.detach()))
+            return (loss / M, leaves, s), None
+        return (out, leaves, s), self.filters[k].encode(out.detach())
+
+    def backward(
+        self,
+        k: int,
+        graph: tuple[Tensor, list[Tensor], int],
+        adjoint: Message | None,
+        gradient: Tensors,
+        factor: float,
+    ) -> Message | None:
+        """Add stage k's gradient at the forward's own weights; return the adjoint for k - 1."""
+        out, leaves, _ = graph
+        grad_out = None
+        if adjoint is not None:
+            grad_out = self.filters[k].decode_adjoint(adjoint, self.scale, spatial_size(out))
+        *grads, last = torch.autograd.grad(out, leaves, grad_out)
+        reply = self.filters[k - 1].encode_adjoint(last, self.scale) if k else None
+        grads = grads if k else [*grads, last]
+        for name, g in zip(self.weights[k], grads, strict=True):
+            gradient[name] = gradient[name] + g * factor if name in gradient else g * factor
+        return reply
+
+    def update(self, k: int, gradient: Tensors, lr: float) -> None:
+        """SGD: v <- mu v + (g + wd W), W <- W - lr v. Empties `gradient`."""
+        o = self.plan.config.optimizer
+        for name, w in self.weights[k].items():
+            v = self.velocity[k][name]
+            v.mul_(o.momentum).add_(gradient[name].add(w, alpha=o.weight_decay))
+            w.add_(v, alpha=-lr)
+        gradient.clear()
+
+    def lr(self, segment: Segment, batch: int) -> float:
+        """Learning rate of the update that applies a batch of the segment."""
+        return learning_rate(
+            segment.epoch * self.plan.batches_per_epoch + segment.first_batch + batch,
+            peak=self.plan.config.optimizer.lr,
+            num_batches=self.plan.num_batches,
+            warmup_batches=self.plan.warmup_batches(),
+        )
+
+    def state(self) -> Tensors:
+        """Return the state by the names of `Stage.state`: weights, buffers, momentum."""
+        tensors: Tensors = {}
+        for k, module in enumerate(self.modules):
+            for key, buffer in module.named_buffers():
+                tensors[f"model.{module.public_name(key)}"] = buffer.clone()
+            for key, w in self.weights[k].items():
+                name = module.public_name(key)
+                tensors[f"model.{name}"] = w.clone()
+                tensors[f"optimizer.momentum_buffer.{name}"] = self.velocity[k][key].clone()
+        return tensors

@@ -1,0 +1,68 @@
+"""A scripted network: K programs in one process, messages delivered in an order a seed chooses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from laminar.engine import BatchDone, Program, Receive, Send, evaluation, training_phase
+from laminar.filters import Message
+from laminar.stage import Stage
+
+
+def run_programs(programs: Sequence[Program], seed: int) -> None:
+    """Drive the programs, each as far as a randomly chosen one can go, until all have ended."""
+    rng = random.Random(seed)
+    box: list[dict[tuple[str, int], Message]] = [{} for _ in programs]
+    waiting = {k: next(program) for k, program in enumerate(programs)}
+    while waiting:
+        ready = [
+            k
+            for k, step in waiting.items()
+            if not isinstance(step, Receive) or (step.direction, step.micro) in box[k]
+        ]
+        assert ready, f"deadlock: {waiting}"
+        k = rng.choice(ready)
+        step, answer = waiting[k], None
+        if isinstance(step, Receive):
+            answer = box[k].pop((step.direction, step.micro))
+        elif isinstance(step, Send):
+            to = k + 1 if step.direction == "forward" else k - 1
+            message = tuple(part.clone() for part in step.message)
+            assert (step.direction, step.micro) not in box[to]
+            box[to][step.direction, step.micro] = message
+        else:
+            assert isinstance(step, BatchDone)
+        try:
+            waiting[k] = programs[k].send(answer)
+        except StopIteration:
+            del waiting[k]
+    assert not any(box), "messages nobody asked for"
+
+
+class ScriptedEngine:
+    """The engine without Ray: the same stages and programs over a scripted network."""
+
+    def __init__(self, plan, inputs, labels, seed: int = 0) -> None:
+        self.plan, self.seed = plan, seed
+        K = plan.config.num_stages
+        self.stages = [Stage(plan, k) for k in range(K)]
+        self.inputs = [inputs if k == 0 else None for k in range(K)]
+        self.labels = [labels if k == K - 1 else None for k in range(K)]
+
+    def run(self, segments=None) -> None:
+        for segment in self.plan.segments if segments is None else segments:
+            self._drive(lambda *a, s=segment: training_phase(a[0], s, a[1], a[2]))
+            self.seed += 1
+
+    def evaluate(self, num_batches: int) -> float:
+        self._drive(lambda stage, x, y: evaluation(stage, num_batches, x, y))
+        tally = self.stages[-1].take_tally()
+        return tally.num_correct / tally.num_samples
+
+    def _drive(self, program: Callable[..., Program]) -> None:
+        args = zip(self.stages, self.inputs, self.labels, strict=True)
+        run_programs([program(*a) for a in args], self.seed)
+
+    def state(self):
+        return {name: t for stage in self.stages for name, t in stage.state().items()}
