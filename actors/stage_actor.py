@@ -1,0 +1,193 @@
+"""The stage actor: a thin Ray shell around `laminar.stage.Stage`."""
+
+from __future__ import annotations
+
+import collections
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from actors.mailbox import Aborted, Mailbox
+from actors.wire import count_bytes, from_arrays, to_arrays
+from laminar.checkpoint import SavedPart, load_tensors, read_manifest, write_part
+from laminar.data import num_test_batches, open_inputs, open_labels
+from laminar.engine import BatchDone, Program, Receive, Send, evaluation, training_phase
+from laminar.filters import Message
+from laminar.plan import Plan, Segment
+from laminar.stage import Stage, Tally
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage says after a phase."""
+
+    seconds: float
+    """From the start of the phase to its last message."""
+    waited_s: float
+    """Of these, seconds in which it waited for a neighbour."""
+    inline_bytes: int
+    """Payload sent inside actor calls."""
+    store_bytes: int
+    """Payload sent through the object store."""
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """Where a stage is, read while it works."""
+
+    num_batches: int
+    """Batches done in the phase under way."""
+    tally: Tally
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return where to compute: `auto` takes the GPU that Ray gave, if torch can see it."""
+    has_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise RuntimeError("resources.device is cuda, but this stage has no GPU that torch can use")
+    return torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
+
+
+@ray.remote(concurrency_groups={"forward": 1, "adjoint": 1, "control": 1})
+class StageActor:
+    """Owns one stage; its neighbours push messages into its mailbox while it computes."""
+
+    def __init__(self) -> None:
+        self._mailbox = Mailbox(capacity=1)
+        self._done = 0
+
+    def setup(self, plan: Plan, index: int, num_threads: int) -> dict[str, Any]:
+        """Build the stage, or build it anew, and open the data it reads.
+
+        Returns:
+            For the environment record: device, threads; from stage 0 the data's mean and std.
+        """
+        torch.set_num_threads(num_threads)
+        resources = plan.config.resources
+        device = pick_device(resources.device)
+        if device.type == "cuda" and 0 < resources.gpus_per_stage < 1:
+            torch.cuda.set_per_process_memory_fraction(resources.gpus_per_stage)
+        self._stage = Stage(plan, index, device)
+        self._inputs = open_inputs(plan.config) if self._stage.is_first else None
+        self._labels = open_labels(plan.config) if self._stage.is_last else None
+        # What the schedule lets a neighbour run ahead, so that training never waits for room.
+        p = plan.config.parallel
+        ahead = 2 * plan.config.num_stages * p.hop_delay + plan.config.correction.micro_batches
+        self._mailbox = Mailbox(capacity=ahead + 1)
+        self._max_in_flight = ahead + 1
+        info: dict[str, Any] = {"device": str(device), "num_threads": torch.get_num_threads()}
+        if self._inputs is not None:
+            info["mean"], info["std"] = self._inputs.mean.tolist(), self._inputs.std.tolist()
+        return info
+
+    def connect(self, previous: Any, following: Any) -> None:
+        """Introduce the neighbours: handles of their actors, None at the ends."""
+        self._neighbours = {"forward": following, "adjoint": previous}
+
+    # -- the phases -------------------------------------------------------------------------
+
+    def train(self, segment: Segment, phase: int) -> StageReport:
+        """Run one segment to its end; `phase` numbers it within the run."""
+        return self._run(phase, training_phase(self._stage, segment, self._inputs, self._labels))
+
+    def evaluate(self, phase: int) -> StageReport:
+        """Run the test set forward."""
+        num_batches = num_test_batches(self._stage.plan.config, self._stage.plan.problem.num_test)
+        return self._run(phase, evaluation(self._stage, num_batches, self._inputs, self._labels))
+
+    def _run(self, phase: int, program: Program) -> StageReport:
+        self._mailbox.open_phase(phase)
+        self._done, self._waited_s = 0, 0.0
+        self._sent_bytes = np.zeros(2, np.int64)
+        self._in_flight: collections.deque[Any] = collections.deque()
+        self._timeout_s = self._stage.plan.config.resources.message_timeout_s
+        self._stage.discard()
+        self._stage.take_tally()
+        started = time.perf_counter()
+        try:
+            self._drive(phase, program)
+        except BaseException:
+            self._stage.discard()
+            raise
+        seconds = time.perf_counter() - started
+        inline, store = (int(n) for n in self._sent_bytes)
+        return StageReport(seconds, self._waited_s, inline, store, self._stage.take_tally())
+
+    def _drive(self, phase: int, program: Program) -> None:
+        answer: Message | None = None
+        while True:
+            try:
+                step = program.send(answer)
+            except StopIteration:
+                break
+            answer = None
+            if isinstance(step, Receive):
+                answer = self._receive(phase, step)
+            elif isinstance(step, Send):
+                self._send(phase, step)
+            elif isinstance(step, BatchDone):
+                self._done = step.num_batches
+                if self._mailbox.is_aborted:
+                    raise Aborted("the run was stopped")
+        ray.get(list(self._in_flight), timeout=self._timeout_s)
+
+    def _receive(self, phase: int, step: Receive) -> Message:
+        started = time.perf_counter()
+        arrays = self._mailbox.take(phase, step.direction, step.micro, self._timeout_s)
+        self._waited_s += time.perf_counter() - started
+        return from_arrays(arrays)
+
+    def _send(self, phase: int, step: Send) -> None:
+        arrays = to_arrays(step.message)
+        self._sent_bytes += count_bytes(arrays)
+        neighbour = self._neighbours[step.direction]
+        deliver = getattr(neighbour, f"deliver_{step.direction}")
+        self._in_flight.append(deliver.remote(phase, step.micro, *arrays))
+        if len(self._in_flight) > self._max_in_flight:
+            ray.get(self._in_flight.popleft(), timeout=self._timeout_s)
+
+    # -- called by the neighbours, each direction on a thread of its own ----------------------
+
+    @ray.method(concurrency_group="forward")
+    def deliver_forward(self, phase: int, micro: int, *arrays: Array) -> None:
+        """Take in C(x) of a micro-batch from the stage before."""
+        self._mailbox.put(phase, "forward", micro, arrays)
+
+    @ray.method(concurrency_group="adjoint")
+    def deliver_adjoint(self, phase: int, micro: int, *arrays: Array) -> None:
+        """Take in the adjoint of a micro-batch from the next stage."""
+        self._mailbox.put(phase, "adjoint", micro, arrays)
+
+    # -- called by the coordinator -------------------------------------------------------------
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> StageProgress:
+        """Say how far the phase is."""
+        return StageProgress(self._done, replace(self._stage.tally))
+
+    @ray.method(concurrency_group="control")
+    def abort(self) -> None:
+        """Leave the phase under way at the next message or batch."""
+        self._mailbox.abort()
+
+    def save(self, folder: str) -> SavedPart:
+        """Write this stage's part of a checkpoint."""
+        name = f"stage_{self._stage.index:03d}.safetensors"
+        return write_part(Path(folder), name, self._stage.state())
+
+    def load(self, folder: str) -> None:
+        """Take over this stage's part of a checkpoint."""
+        self._stage.load_state(load_tensors(read_manifest(Path(folder))))
+
+    def state(self) -> dict[str, Array]:
+        """Return the state as numpy arrays; for tests of exactness."""
+        return {name: tensor.numpy() for name, tensor in self._stage.state().items()}

@@ -1,0 +1,35 @@
+"""Messages as numpy arrays: what Ray ships without pickling tensors, and reads without copying."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laminar.filters import Message
+
+INLINE_LIMIT_BYTES = 100 * 1024
+"""Ray's max_direct_call_object_size: a larger argument goes through the object store."""
+
+_HEADER_BYTES = 512
+"""Upper bound of what serialisation adds to an array; it decides only the border cases."""
+
+
+def to_arrays(message: Message) -> list[NDArray[Any]]:
+    """Return views of the message's tensors, which must not be written to afterwards."""
+    return [part.cpu().numpy() for part in message]
+
+
+def from_arrays(arrays: Sequence[NDArray[Any]]) -> Message:
+    """Copy arrays, which may lie read-only in the object store, into tensors of our own."""
+    return tuple(torch.from_numpy(np.array(array)) for array in arrays)
+
+
+def count_bytes(arrays: Sequence[NDArray[Any]]) -> tuple[int, int]:
+    """Return the payload bytes that travel (inline in the call, through the object store)."""
+    sizes = [array.nbytes for array in arrays]
+    stored = sum(size for size in sizes if size + _HEADER_BYTES > INLINE_LIMIT_BYTES)
+    return sum(sizes) - stored, stored

@@ -1,0 +1,183 @@
+"""Checkpoints on disk: safetensors written per stage, published by one atomic manifest.
+
+A folder without `manifest.json` is no checkpoint. Tensors go by the network's own names, so a
+checkpoint does not depend on the number of stages; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from laminar import __version__
+from laminar.config import Config
+from laminar.errors import CheckpointError
+from laminar.plan import Plan, Problem, make_plan
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """One file of a checkpoint, as its writer reports it."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds and where in the run it was taken."""
+
+    path: Path
+    epoch: int
+    """Epochs finished."""
+    plan: Plan
+    parts: tuple[SavedPart, ...]
+    data: dict[str, Any]
+    """What the evaluation needs to know of the training data: mean and std per channel."""
+
+
+def write_part(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> SavedPart:
+    """Write the tensors of one stage into a checkpoint that is not published yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    save_file(dict(tensors), path)
+    return SavedPart(name, path.stat().st_size, _sha256(path))
+
+
+def publish(
+    folder: Path, *, epoch: int, plan: Plan, parts: Iterable[SavedPart], data: dict[str, Any]
+) -> None:
+    """Make the written parts a checkpoint, all at once: the manifest appears whole or not."""
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "laminar_version": __version__,
+        "epoch": epoch,
+        "config": plan.config.model_dump(mode="json"),
+        "problem": asdict(plan.problem),
+        "filters": {str(b): asdict(f) for b, f in plan.filters.items()},
+        "data": data,
+        "parts": [asdict(part) for part in parts],
+    }
+    temporary = folder / f".{MANIFEST}"
+    with temporary.open("w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / MANIFEST)
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the published checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
+
+
+def prune(root: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints, manifest first; None keeps all."""
+    if keep is not None:
+        for folder in list_checkpoints(root)[:-keep]:
+            (folder / MANIFEST).unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a checkpoint's manifest.
+
+    Raises:
+        CheckpointError: No manifest, one of another schema, or one that cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"a checkpoint must contain {MANIFEST}",
+            got=f"none in {folder}",
+            fix="name a folder under RUN/checkpoints",
+        )
+    try:
+        content = json.loads(path.read_text())
+        version = content["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise CheckpointError(
+                "the checkpoint's schema_version must be one this Laminar reads",
+                got=version,
+                expected=SCHEMA_VERSION,
+                fix=f"use laminar {content.get('laminar_version')}, which wrote it",
+            )
+        problem = content["problem"]
+        problem["image_shape"] = tuple(problem["image_shape"])
+        plan = make_plan(Config.model_validate(content["config"]), Problem(**problem))
+        parts = tuple(SavedPart(**part) for part in content["parts"])
+        return Manifest(folder, int(content["epoch"]), plan, parts, content["data"])
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def load_tensors(manifest: Manifest, prefix: str = "") -> dict[str, Tensor]:
+    """Read a checkpoint's tensors, after comparing each file with its recorded checksum.
+
+    Args:
+        manifest: From `read_manifest`.
+        prefix: Only names that start with this.
+
+    Raises:
+        CheckpointError: A file is missing, shortened or altered.
+    """
+    tensors: dict[str, Tensor] = {}
+    for part in manifest.parts:
+        path = manifest.path / part.name
+        if not path.is_file() or path.stat().st_size != part.num_bytes:
+            raise _damaged(path, "missing or of another size")
+        if _sha256(path) != part.sha256:
+            raise _damaged(path, "its checksum differs")
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+    return tensors
+
+
+def check_fits(tensors: Mapping[str, Tensor], plan: Plan) -> None:
+    """Compare names and shapes with the network of a plan.
+
+    Raises:
+        CheckpointError: A tensor of the network is missing or has another shape.
+    """
+    module = plan.build_stage_module(0, plan.bounds[-1])
+    for name, tensor in module.public_tensors():
+        found = tensors.get(f"model.{name}")
+        if found is None or found.shape != tensor.shape:
+            raise CheckpointError(
+                f"the checkpoint must hold {name} of the network {plan.config.model.name}",
+                got="nothing" if found is None else f"shape {tuple(found.shape)}",
+                expected=f"shape {tuple(tensor.shape)}",
+                fix="use the checkpoint with the configuration it was trained with",
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        "a checkpoint's files must be as they were written",
+        got=f"{path}: {reason}",
+        fix="restore the file or use an earlier checkpoint",
+    )
