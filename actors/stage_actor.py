@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
 
 from actors.mailbox import Aborted, Mailbox
-from actors.wire import count_bytes, from_arrays, to_arrays
+from actors.wire import SentBytes, count_bytes, from_arrays, to_arrays
 from laminar.checkpoint import SavedPart, load_tensors, read_manifest, write_part
 from laminar.data import num_test_batches, open_inputs, open_labels
-from laminar.engine import BatchDone, Program, Receive, Send, evaluation, training_phase
+from laminar.engine import BatchDone, Direction, Program, Receive, Send, evaluation, training_phase
 from laminar.filters import Message
 from laminar.plan import Plan, Segment
 from laminar.stage import Stage, Tally
@@ -33,10 +32,7 @@ class StageReport:
     """From the start of the phase to its last message."""
     waited_s: float
     """Of these, seconds in which it waited for a neighbour."""
-    inline_bytes: int
-    """Payload sent inside actor calls."""
-    store_bytes: int
-    """Payload sent through the object store."""
+    sent: dict[Direction, SentBytes]
     tally: Tally
 
 
@@ -107,7 +103,7 @@ class StageActor:
     def _run(self, phase: int, program: Program) -> StageReport:
         self._mailbox.open_phase(phase)
         self._done, self._waited_s = 0, 0.0
-        self._sent_bytes = np.zeros(2, np.int64)
+        self._sent = {"forward": SentBytes(0, 0), "adjoint": SentBytes(0, 0)}
         self._in_flight: collections.deque[Any] = collections.deque()
         self._timeout_s = self._stage.plan.config.resources.message_timeout_s
         self._stage.discard()
@@ -119,8 +115,7 @@ class StageActor:
             self._stage.discard()
             raise
         seconds = time.perf_counter() - started
-        inline, store = (int(n) for n in self._sent_bytes)
-        return StageReport(seconds, self._waited_s, inline, store, self._stage.take_tally())
+        return StageReport(seconds, self._waited_s, self._sent, self._stage.take_tally())
 
     def _drive(self, phase: int, program: Program) -> None:
         answer: Message | None = None
@@ -148,7 +143,7 @@ class StageActor:
 
     def _send(self, phase: int, step: Send) -> None:
         arrays = to_arrays(step.message)
-        self._sent_bytes += count_bytes(arrays)
+        self._sent[step.direction] += count_bytes(arrays)
         neighbour = self._neighbours[step.direction]
         deliver = getattr(neighbour, f"deliver_{step.direction}")
         self._in_flight.append(deliver.remote(phase, step.micro, *arrays))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,24 @@ def from_arrays(arrays: Sequence[NDArray[Any]]) -> Message:
     return tuple(torch.from_numpy(np.array(array)) for array in arrays)
 
 
-def count_bytes(arrays: Sequence[NDArray[Any]]) -> tuple[int, int]:
-    """Return the payload bytes that travel (inline in the call, through the object store)."""
+@dataclass(frozen=True)
+class SentBytes:
+    """Payload that was sent, without headers."""
+
+    inline_bytes: int
+    """Inside actor calls."""
+    store_bytes: int
+    """Through the object store."""
+
+    def __add__(self, other: SentBytes) -> SentBytes:
+        """Add up both kinds."""
+        return SentBytes(
+            self.inline_bytes + other.inline_bytes, self.store_bytes + other.store_bytes
+        )
+
+
+def count_bytes(arrays: Sequence[NDArray[Any]]) -> SentBytes:
+    """Return how many bytes of a message travel which way."""
     sizes = [array.nbytes for array in arrays]
     stored = sum(size for size in sizes if size + _HEADER_BYTES > INLINE_LIMIT_BYTES)
-    return sum(sizes) - stored, stored
+    return SentBytes(sum(sizes) - stored, stored)

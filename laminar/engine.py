@@ -109,12 +109,12 @@ def parallel_phase(
         if isinstance(action, Forward):
             s = stage.updates_until_own(action.micro)
             yield from _forward(
-                stage, action.micro, images, targets, p.micro_batches, s, stage.lr(first + applied)
+                stage, action.micro, images, targets, p.micro_batches, s, stage.plan.learning_rate(first + applied)
             )
         else:
             yield from _backward(stage, action)
             if (action.micro + 1) % p.micro_batches == 0:
-                stage.update(stage.lr(first + applied))
+                stage.update(stage.plan.learning_rate(first + applied))
                 applied += 1
                 yield BatchDone(applied)
 
@@ -134,7 +134,7 @@ def correction_phase(
                 yield from _forward(stage, micro, images, targets, per_batch)
             else:
                 yield from _backward(stage, type(action)(micro))
-        stage.update(stage.lr(first + batch))
+        stage.update(stage.plan.learning_rate(first + batch))
         yield BatchDone(batch + 1)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from laminar.blocks import BlockSequence, infer_shapes
 from laminar.config import Config, PhaseCycles, PhaseSegment
 from laminar.cuts import block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
 from laminar.filters import Filter, adjoint_scale
+from laminar.optimizer import learning_rate
 from laminar.resnet import build_blocks, num_blocks
 from laminar.schedule import min_ticks
 
@@ -30,7 +32,7 @@ class Problem:
 class Segment:
     """A stretch of batches of one epoch, in one phase; the unit that the engine runs."""
 
-    phase: str
+    phase: Literal["correction", "parallel"]
     """`correction` or `parallel`."""
     epoch: int
     """From 0."""
@@ -77,9 +79,14 @@ class Plan:
         parallel = sum(s.num_batches for s in self.segments if s.phase == "parallel")
         return parallel / self.num_batches
 
-    def warmup_batches(self) -> int:
-        """Length of the learning rate's linear part, in batches."""
-        return round(self.config.schedule.warmup_epochs * self.batches_per_epoch)
+    def learning_rate(self, batch: int) -> float:
+        """Return the learning rate of the update that applies this batch of the run."""
+        return learning_rate(
+            batch,
+            peak=self.config.optimizer.lr,
+            num_batches=self.num_batches,
+            warmup_batches=round(self.config.schedule.warmup_epochs * self.batches_per_epoch),
+        )
 
     def build_stage_module(self, first: int, last: int) -> BlockSequence:
         """Build blocks `first .. last-1`, freshly initialised, with the filters inside."""

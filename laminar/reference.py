@@ -22,7 +22,6 @@ from torch.func import functional_call
 
 from laminar.engine import Inputs, Labels
 from laminar.filters import Message, adjoint_scale, spatial_size
-from laminar.optimizer import learning_rate
 from laminar.plan import Plan, Segment
 
 Tensors = dict[str, Tensor]
@@ -191,12 +190,8 @@ class Reference:
 
     def lr(self, segment: Segment, batch: int) -> float:
         """Learning rate of the update that applies a batch of the segment."""
-        return learning_rate(
-            segment.epoch * self.plan.batches_per_epoch + segment.first_batch + batch,
-            peak=self.plan.config.optimizer.lr,
-            num_batches=self.plan.num_batches,
-            warmup_batches=self.plan.warmup_batches(),
-        )
+        at = segment.epoch * self.plan.batches_per_epoch + segment.first_batch + batch
+        return self.plan.learning_rate(at)
 
     def state(self) -> Tensors:
         """Return the state by the names of `Stage.state`: weights, buffers, momentum."""

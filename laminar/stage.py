@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from laminar.filters import Filter, Message, adjoint_scale, spatial_size
-from laminar.optimizer import build_sgd, learning_rate, lookahead
+from laminar.optimizer import build_sgd, lookahead
 from laminar.plan import Plan
 from laminar.schedule import updates_until_own
 
@@ -154,15 +154,6 @@ class Stage:
         self.optimizer.zero_grad(set_to_none=True)
         self._gradients = None
         self._ahead.clear()
-
-    def lr(self, batch: int) -> float:
-        """Return the learning rate of the update that applies this batch of the run."""
-        return learning_rate(
-            batch,
-            peak=self.plan.config.optimizer.lr,
-            num_batches=self.plan.num_batches,
-            warmup_batches=self.plan.warmup_batches(),
-        )
 
     def updates_until_own(self, micro: int) -> int:
         """Return s of a forward of the parallel phase; see `schedule.updates_until_own`."""

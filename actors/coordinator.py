@@ -1,0 +1,269 @@
+"""The coordinator actor: walks the plan, all stages at once, and answers while they work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.mailbox import Aborted
+from actors.stage_actor import StageActor, StageProgress, StageReport
+from laminar.checkpoint import prune, publish
+from laminar.plan import Plan, Segment
+from laminar.progress import PhaseName, Progress
+from laminar.run_directory import RunDirectory
+
+
+class Stages:
+    """The K stage actors as one: every call goes to all of them, at once."""
+
+    def __init__(self, plan: Plan, placement_group: PlacementGroup) -> None:
+        resources = plan.config.resources
+        self.actors: list[Any] = [
+            StageActor.options(
+                num_cpus=resources.cpus_per_stage,
+                num_gpus=resources.gpus_per_stage,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group, placement_group_bundle_index=index
+                ),
+            ).remote()
+            for index in range(plan.config.num_stages)
+        ]
+        self._phase = 0
+        self._stopped = threading.Event()
+
+    def setup(self, plan: Plan) -> list[dict[str, Any]]:
+        """Build the stages of a plan, or build them anew, and introduce neighbours."""
+        ends = [None, *self.actors, None]
+        threads = plan.config.resources.threads_per_stage
+        infos: list[dict[str, Any]] = self.gather(
+            [a.setup.remote(plan, k, threads) for k, a in enumerate(self.actors)]
+        )
+        self.gather([a.connect.remote(ends[k], ends[k + 2]) for k, a in enumerate(self.actors)])
+        return infos
+
+    def load(self, folder: str) -> None:
+        """Take over a checkpoint."""
+        self.gather([actor.load.remote(folder) for actor in self.actors])
+
+    def train(self, segment: Segment) -> list[StageReport]:
+        """Run one segment on all stages."""
+        self._phase += 1
+        return self.gather([actor.train.remote(segment, self._phase) for actor in self.actors])
+
+    def evaluate(self) -> list[StageReport]:
+        """Run the test set through all stages."""
+        self._phase += 1
+        return self.gather([actor.evaluate.remote(self._phase) for actor in self.actors])
+
+    def save(self, folder: str) -> list[Any]:
+        """Write all parts of a checkpoint."""
+        return self.gather([actor.save.remote(folder) for actor in self.actors])
+
+    def progress(self) -> StageProgress:
+        """Ask the last stage, which sees a batch's loss and has the fewest late backwards."""
+        answer: StageProgress = ray.get(self.actors[-1].progress.remote(), timeout=10)
+        return answer
+
+    def stop(self) -> None:
+        """Abort what is under way; the call that waits for it raises `Aborted`."""
+        self._stopped.set()
+        self._abort()
+
+    def gather(self, refs: Sequence[Any]) -> list[Any]:
+        """Return all results; when one stage fails, stop the others and raise its error.
+
+        Of several errors the first that is not the echo of another stage's failure counts.
+        """
+        pending = list(refs)
+        while pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=0.1)
+            done = [ref for ref in refs if ref not in pending]
+            errors = [error for ref in done if (error := _error_of(ref)) is not None]
+            if errors:
+                self._abort()
+                ray.wait(pending, num_returns=len(pending), timeout=30) if pending else None
+                every = [error for ref in refs if (error := _error_of(ref)) is not None]
+                raise next((e for e in every if not isinstance(e, Aborted)), errors[0])
+            if self._stopped.is_set():
+                self._abort()
+        if self._stopped.is_set():
+            raise Aborted("the run was stopped")
+        return ray.get(list(refs))  # type: ignore[no-any-return]
+
+    def _abort(self) -> None:
+        for actor in self.actors:
+            actor.abort.remote()
+
+
+def _error_of(ref: Any) -> BaseException | None:
+    ready, _ = ray.wait([ref], timeout=0)
+    if not ready:
+        return None
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause if isinstance(error.cause, BaseException) else error
+    except ray.exceptions.RayError as error:
+        return error
+    return None
+
+
+@ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"control": 2})
+class Coordinator:
+    """Runs a plan from its first unfinished epoch to its end.
+
+    Args:
+        plan: The resolved run.
+        run_path: The run directory, on storage that driver and stages share.
+        placement_group: One bundle per stage.
+        num_to_keep: Checkpoints to keep; None keeps all.
+        checkpoint: Folder to resume from, None to start.
+        first_epoch: Epochs already finished.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        run_path: str,
+        placement_group: PlacementGroup,
+        *,
+        num_to_keep: int | None,
+        checkpoint: str | None,
+        first_epoch: int,
+    ) -> None:
+        self._plan, self._run = plan, RunDirectory(Path(run_path))
+        self._num_to_keep, self._checkpoint = num_to_keep, checkpoint
+        self._epoch = first_epoch
+        self._phase_name: PhaseName = "starting"
+        self._batches_before_phase = first_epoch * plan.batches_per_epoch
+        self._loss: float | None = None
+        self._accuracy: float | None = None
+        self._finished: list[dict[str, Any]] = []
+        self._trained: list[tuple[float, int]] = []
+        self._stages = Stages(plan, placement_group)
+
+    def setup(self) -> list[dict[str, Any]]:
+        """Build the stages and load the checkpoint, if any; return what the stages say."""
+        self._infos = self._stages.setup(self._plan)
+        if self._checkpoint is not None:
+            self._stages.load(self._checkpoint)
+        return self._infos
+
+    def run(self) -> dict[str, Any]:
+        """Train, evaluate and checkpoint epoch by epoch; return the last epoch's metrics."""
+        metrics: dict[str, Any] = {}
+        for epoch in range(self._epoch, self._plan.config.epochs):
+            self._epoch = epoch
+            metrics = self._run_epoch(epoch)
+            self._save(epoch + 1, metrics)
+            self._finished.append(metrics)
+        return metrics
+
+    def _run_epoch(self, epoch: int) -> dict[str, Any]:
+        segments = [s for s in self._plan.segments if s.epoch == epoch]
+        seconds = {"parallel": 0.0, "correction": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
+        reports: list[list[StageReport]] = []
+        self._loss = self._accuracy = None
+        for segment in segments:
+            self._enter(segment.phase, epoch * self._plan.batches_per_epoch + segment.first_batch)
+            started = time.monotonic()
+            reports.append(self._stages.train(segment))
+            seconds[segment.phase] += time.monotonic() - started
+        self._enter("evaluation", (epoch + 1) * self._plan.batches_per_epoch)
+        started = time.monotonic()
+        test = self._stages.evaluate()[-1].tally
+        seconds["evaluation"] = time.monotonic() - started
+        tallies = [report[-1].tally for report in reports]
+        num = sum(tally.num_samples for tally in tallies)
+        trained_s = seconds["parallel"] + seconds["correction"]
+        return {
+            "epoch": epoch + 1,
+            "num_batches": self._plan.batches_per_epoch,
+            "phases": [{"phase": s.phase, "num_batches": s.num_batches} for s in segments],
+            "parallel_fraction": self._parallel_fraction(epoch + 1),
+            "lr": self._plan.learning_rate((epoch + 1) * self._plan.batches_per_epoch - 1),
+            "train_loss": sum(tally.loss_sum for tally in tallies) / num,
+            "train_accuracy": sum(tally.num_correct for tally in tallies) / num,
+            "test_loss": test.loss_sum / test.num_samples,
+            "test_accuracy": test.num_correct / test.num_samples,
+            "seconds": seconds,
+            "samples_per_s": num / trained_s,
+            "cuts": self._cut_bytes(reports),
+        }
+
+    def _parallel_fraction(self, num_epochs: int) -> float:
+        done = [s for s in self._plan.segments if s.epoch < num_epochs]
+        parallel = sum(s.num_batches for s in done if s.phase == "parallel")
+        return parallel / sum(s.num_batches for s in done)
+
+    def _cut_bytes(self, reports: list[list[StageReport]]) -> list[dict[str, int]]:
+        """Return the bytes of the epoch that crossed each cut, both directions together."""
+        cuts = []
+        for k, boundary in enumerate(self._plan.bounds[1:-1]):
+            sent = [report[k].sent["forward"] for report in reports]
+            sent += [report[k + 1].sent["adjoint"] for report in reports]
+            inline, store = (sum(s.inline_bytes for s in sent), sum(s.store_bytes for s in sent))
+            cuts.append({"boundary": boundary, "inline_bytes": inline, "store_bytes": store})
+        return cuts
+
+    def _save(self, epoch: int, metrics: dict[str, Any]) -> None:
+        """Write metrics first, then the checkpoint: a resumed run cuts the metrics to fit."""
+        self._enter("checkpoint", epoch * self._plan.batches_per_epoch)
+        started = time.monotonic()
+        folder = self._run.checkpoints / f"epoch_{epoch:04d}"
+        parts = self._stages.save(str(folder))
+        metrics["seconds"]["checkpoint"] = time.monotonic() - started
+        self._run.append_metrics(metrics)
+        data = {"mean": self._infos[0]["mean"], "std": self._infos[0]["std"]}
+        publish(folder, epoch=epoch, plan=self._plan, parts=parts, data=data)
+        prune(self._run.checkpoints, self._num_to_keep)
+
+    def _enter(self, phase: PhaseName, batches_before: int) -> None:
+        self._phase_name, self._batches_before_phase = phase, batches_before
+
+    # -- answered while `run` is under way ---------------------------------------------------
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Leave the epoch under way; what the last checkpoint holds is kept."""
+        self._stages.stop()
+
+    @ray.method(concurrency_group="control")
+    def status(self, num_known: int) -> tuple[Progress, list[dict[str, Any]]]:
+        """Return where the run stands, and the metrics of epochs after the first `num_known`."""
+        is_training = self._phase_name in ("correction", "parallel")
+        done = self._batches_before_phase
+        if is_training:
+            stage = self._stages.progress()
+            done += stage.num_batches
+            if stage.tally.num_samples:
+                self._loss = stage.tally.loss_sum / stage.tally.num_samples
+                self._accuracy = stage.tally.num_correct / stage.tally.num_samples
+        self._trained = [*self._trained[-40:], (time.monotonic(), done)]
+        speed, eta = self._speed()
+        progress = Progress(
+            epoch=self._epoch + 1,
+            num_epochs=self._plan.config.epochs,
+            phase=self._phase_name,
+            num_batches_done=done,
+            num_batches=self._plan.num_batches,
+            samples_per_s=speed,
+            eta_s=eta,
+            loss=self._loss,
+            accuracy=self._accuracy,
+        )
+        return progress, self._finished[num_known:]
+
+    def _speed(self) -> tuple[float | None, float | None]:
+        (t0, first), (t1, last) = self._trained[0], self._trained[-1]
+        if last <= first or t1 <= t0:
+            return None, None
+        per_s = (last - first) / (t1 - t0)
+        return per_s * self._plan.config.batch_size, (self._plan.num_batches - last) / per_s

@@ -1,0 +1,22 @@
+"""Data sets, their order and augmentation; data never crosses a cut."""
+
+from laminar.data.batches import (
+    InputBatches,
+    LabelBatches,
+    num_test_batches,
+    open_inputs,
+    open_labels,
+)
+from laminar.data.sources import describe, load_images, load_labels, with_absolute_paths
+
+__all__ = [
+    "InputBatches",
+    "LabelBatches",
+    "describe",
+    "load_images",
+    "load_labels",
+    "num_test_batches",
+    "open_inputs",
+    "open_labels",
+    "with_absolute_paths",
+]

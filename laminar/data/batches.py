@@ -1,0 +1,105 @@
+"""What stages read: batches of images at stage 0, batches of labels at the last stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from laminar.config import Config
+from laminar.data.augment import augment, channel_stats, epoch_order, normalize
+from laminar.data.sources import load_images, load_labels
+
+
+def num_test_batches(config: Config, num_test: int) -> int:
+    """Return the batches of the test set, the ragged last one counted."""
+    return -(-num_test // config.eval_batch_size)
+
+
+class _Batches:
+    """Which samples are in which batch."""
+
+    def __init__(self, config: Config, num_train: int) -> None:
+        self._config, self._num_train = config, num_train
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def _train_indices(self, epoch: int, batch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(self._config.seed, epoch, self._num_train)
+        size = self._config.batch_size
+        return self._order[1][batch * size : (batch + 1) * size]
+
+    def _test_slice(self, batch: int) -> slice:
+        size = self._config.eval_batch_size
+        return slice(batch * size, (batch + 1) * size)
+
+
+class InputBatches(_Batches):
+    """Augmented and normalised images of a batch, by (epoch, batch).
+
+    Args:
+        config: The run's configuration.
+        train: uint8 [N, C, H, W].
+        test: uint8 [n, C, H, W].
+        stats: Mean and std to normalise with, fp32 [C] in 0..255; None takes the training set's.
+    """
+
+    def __init__(
+        self, config: Config, train: Tensor, test: Tensor, stats: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        super().__init__(config, len(train))
+        self._train, self._test = train, test
+        self.mean, self.std = channel_stats(train) if stats is None else stats
+
+    def train(self, epoch: int, batch: int) -> Tensor:
+        """Return fp32 [B, C, H, W]; the ragged last batch of an epoch does not exist."""
+        indices = self._train_indices(epoch, batch)
+        data = self._config.data
+        images = augment(
+            self._train[torch.from_numpy(indices)],
+            indices,
+            seed=self._config.seed,
+            epoch=epoch,
+            crop_padding=data.crop_padding,
+            flip=data.flip,
+        )
+        return normalize(images, self.mean, self.std)
+
+    def test(self, batch: int) -> Tensor:
+        """Return fp32 [b, C, H, W], b <= eval_batch_size, in the order of the files."""
+        return normalize(self._test[self._test_slice(batch)], self.mean, self.std)
+
+
+class LabelBatches(_Batches):
+    """Labels of a batch, by (epoch, batch), in the order of `InputBatches`.
+
+    Args:
+        config: The run's configuration.
+        train: int64 [N].
+        test: int64 [n].
+    """
+
+    def __init__(self, config: Config, train: Tensor, test: Tensor) -> None:
+        super().__init__(config, len(train))
+        self._train, self._test = train, test
+
+    def train(self, epoch: int, batch: int) -> Tensor:
+        """Return int64 [B]."""
+        return self._train[torch.from_numpy(self._train_indices(epoch, batch))]
+
+    def test(self, batch: int) -> Tensor:
+        """Return int64 [b]."""
+        return self._test[self._test_slice(batch)]
+
+
+def open_inputs(config: Config) -> InputBatches:
+    """Load the images that stage 0 reads."""
+    train, test = (load_images(config.data, split) for split in ("train", "test"))  # type: ignore[arg-type]
+    return InputBatches(config, train, test)
+
+
+def open_labels(config: Config) -> LabelBatches:
+    """Load the labels that the last stage reads; no image is opened."""
+    train, test = (load_labels(config.data, split) for split in ("train", "test"))  # type: ignore[arg-type]
+    return LabelBatches(config, train, test)

@@ -1,0 +1,191 @@
+"""Images in folders, ROOT/SPLIT/CLASS/FILE, decoded once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from laminar.config import ImageFolderConfig
+from laminar.errors import DataError
+
+Split = Literal["train", "test"]
+Report = Callable[[int, int], None]
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one split, sorted by class, then by name."""
+
+    root: Path
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+
+def list_split(data: ImageFolderConfig, split: Split) -> Listing:
+    """List a split without opening an image.
+
+    Raises:
+        DataError: The folder is absent, has no classes, or a class has no images.
+    """
+    name = data.train_split if split == "train" else data.test_split
+    root = Path(data.root) / name
+    if not root.is_dir():
+        raise DataError(
+            f"data.root must hold a folder `{name}`",
+            got=f"no folder {root}",
+            fix="mend data.root, or name the splits with data.train_split and data.test_split",
+        )
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    if not classes:
+        raise DataError(
+            "a split must hold one folder per class",
+            got=f"no folders in {root}",
+            fix="lay the images out as ROOT/SPLIT/CLASS/FILE",
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(classes):
+        found = sorted(p for p in (root / folder).iterdir() if p.suffix.lower() in EXTENSIONS)
+        if not found:
+            raise DataError(
+                "every class folder must hold at least one image",
+                got=f"none in {root / folder}",
+                expected=" ".join(sorted(EXTENSIONS)),
+                fix="add images or remove the folder",
+            )
+        files += found
+        labels += [label] * len(found)
+    limit = data.max_train if split == "train" else data.max_test
+    chosen = _evenly(len(files), limit)
+    return Listing(
+        root, tuple(files[i] for i in chosen), tuple(labels[i] for i in chosen), tuple(classes)
+    )
+
+
+def check_same_classes(train: Listing, test: Listing) -> None:
+    """Raise DataError unless both splits have the same class folders."""
+    if train.class_names != test.class_names:
+        odd = sorted(set(train.class_names) ^ set(test.class_names))
+        raise DataError(
+            "training and test split must have the same classes",
+            got=f"`{odd[0]}` in only one of {train.root} and {test.root}",
+            fix="add or remove that folder",
+        )
+
+
+def load_split(data: ImageFolderConfig, split: Split, report: Report | None = None) -> Tensor:
+    """Decode a split, or read it from the cache of an earlier run.
+
+    Returns:
+        uint8 [N, C, S, S]; do not write to it, it may be a memory-mapped file.
+
+    Raises:
+        DataError: An image cannot be decoded.
+    """
+    listing = list_split(data, split)
+    cache = _cache_folder(data) / f"{_key(data, listing)}.npy"
+    if cache.is_file():
+        return _read_only(np.load(cache, mmap_mode="r", allow_pickle=False))
+    images = _decode_all(data, listing, report)
+    _store(cache, images)
+    return torch.from_numpy(images)
+
+
+def _decode_all(
+    data: ImageFolderConfig, listing: Listing, report: Report | None
+) -> NDArray[np.uint8]:
+    size, num = data.image_size, len(listing.files)
+    images = np.empty((num, data.channels, size, size), np.uint8)
+
+    def decode(index: int) -> None:
+        images[index] = _decode(listing.files[index], size, data.channels)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(decode, range(num)), 1):
+            if report is not None and (done % 500 == 0 or done == num):
+                report(done, num)
+    return images
+
+
+def _decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = file
+            if file.getexif().get(0x0112, 1) != 1:
+                image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):
+                # 16-bit and 32-bit greys clip on conversion: bring them to 8 bits first.
+                levels = np.asarray(image, np.float64)
+                top = 65535.0 if levels.max(initial=0) > 255 else 255.0
+                image = Image.fromarray((levels * (255.0 / top)).clip(0, 255).astype(np.uint8))
+            elif image.mode in ("P", "PA"):
+                image = image.convert("RGBA")
+            image = image.convert("RGB" if channels == 3 else "L")
+            if image.size != (size, size):
+                image = image.resize((size, size), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image, np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            "every image must be readable",
+            got=f"{path}: {error}",
+            fix="replace or remove the file",
+        ) from error
+    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+
+
+def _evenly(num: int, limit: int | None) -> list[int]:
+    if limit is None or limit >= num:
+        return list(range(num))
+    return [i * num // limit for i in range(limit)]
+
+
+def _key(data: ImageFolderConfig, listing: Listing) -> str:
+    """Hash everything that the decoded pixels depend on."""
+    digest = hashlib.sha256(f"{_CACHE_FORMAT} {data.image_size} {data.channels}".encode())
+    for path in listing.files:
+        stat = path.stat()
+        name = path.relative_to(listing.root)
+        digest.update(f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _cache_folder(data: ImageFolderConfig) -> Path:
+    if data.cache_dir is not None:
+        return Path(data.cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "laminar"
+
+
+def _store(path: Path, images: NDArray[np.uint8]) -> None:
+    """Keep decoded images for the next run; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.save(file, images, allow_pickle=False)
+        Path(file.name).replace(path)
+    except OSError:
+        return
+
+
+def _read_only(images: NDArray[Any]) -> Tensor:
+    """Make a tensor of a memory-mapped file; nobody writes to it, which is what torch warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)

@@ -1,0 +1,128 @@
+"""The data sets: what they hold, their images and their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laminar.config import (
+    Config,
+    DataConfig,
+    DigitsConfig,
+    ImageFolderConfig,
+    MnistConfig,
+    SyntheticConfig,
+)
+from laminar.data.image_folder import Report, check_same_classes, list_split, load_split
+from laminar.errors import DataError
+from laminar.plan import Problem
+
+Split = Literal["train", "test"]
+
+DIGITS_NUM_TRAIN = 898
+"""The first half trains and the rest tests, unshuffled: the split of scikit-learn's own example
+"Recognizing hand-written digits". The halves come from different writers."""
+
+
+def describe(data: DataConfig) -> Problem:
+    """Return what the network must know of a data set, without decoding an image.
+
+    Raises:
+        DataError: Files or folders are missing.
+    """
+    if isinstance(data, DigitsConfig):
+        num = len(_digits()[1])
+        return Problem((1, 8, 8), 10, DIGITS_NUM_TRAIN, num - DIGITS_NUM_TRAIN)
+    if isinstance(data, MnistConfig):
+        return Problem((1, 28, 28), 10, *(len(_mnist(data, s)[1]) for s in ("train", "test")))
+    if isinstance(data, ImageFolderConfig):
+        train, test = list_split(data, "train"), list_split(data, "test")
+        check_same_classes(train, test)
+        shape = (data.channels, data.image_size, data.image_size)
+        return Problem(shape, len(train.class_names), len(train.files), len(test.files))
+    shape = (data.channels, data.image_size, data.image_size)
+    return Problem(shape, data.num_classes, data.num_train, data.num_test)
+
+
+def load_images(data: DataConfig, split: Split, report: Report | None = None) -> Tensor:
+    """Return all images of a split, uint8 [N, C, H, W], not to be written to.
+
+    Args:
+        data: Which data set.
+        split: Which part of it.
+        report: Called with (done, total) while images are decoded.
+
+    Raises:
+        DataError: Missing or broken files.
+    """
+    if isinstance(data, DigitsConfig):
+        pixels = _half(_digits()[0], split)
+        return torch.from_numpy(np.round(pixels * (255 / 16)).astype(np.uint8)[:, None])
+    if isinstance(data, MnistConfig):
+        return _mnist(data, split)[0][:, None]
+    if isinstance(data, ImageFolderConfig):
+        return load_split(data, split, report)
+    generator = torch.Generator().manual_seed(0 if split == "train" else 1)
+    num = data.num_train if split == "train" else data.num_test
+    shape = (num, data.channels, data.image_size, data.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def load_labels(data: DataConfig, split: Split) -> Tensor:
+    """Return all labels of a split, int64 [N], in the order of `load_images`."""
+    if isinstance(data, DigitsConfig):
+        return torch.from_numpy(_half(_digits()[1], split).astype(np.int64))
+    if isinstance(data, MnistConfig):
+        return _mnist(data, split)[1]
+    if isinstance(data, ImageFolderConfig):
+        return torch.tensor(list_split(data, split).labels, dtype=torch.int64)
+    num = data.num_train if split == "train" else data.num_test
+    return torch.arange(num) % data.num_classes
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Make the data's folders absolute, so that actors and later runs find them."""
+    data = config.data
+    if isinstance(data, DigitsConfig | SyntheticConfig):
+        return config
+    changes = {"root": str(Path(data.root).expanduser().resolve())}
+    if isinstance(data, ImageFolderConfig) and data.cache_dir is not None:
+        changes["cache_dir"] = str(Path(data.cache_dir).expanduser().resolve())
+    return config.model_copy(update={"data": data.model_copy(update=changes)})
+
+
+def _digits() -> tuple[Any, Any]:
+    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
+
+    bunch = load_digits()
+    return bunch.images, bunch.target
+
+
+def _half(array: Any, split: Split) -> Any:
+    return array[:DIGITS_NUM_TRAIN] if split == "train" else array[DIGITS_NUM_TRAIN:]
+
+
+def _mnist(data: MnistConfig, split: str) -> tuple[Tensor, Tensor]:
+    from torchvision.datasets import MNIST  # slow to import
+
+    raw = Path(data.root) / "MNIST" / "raw"
+    prefix = "train" if split == "train" else "t10k"
+    for name in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
+        if not (raw / name).is_file():
+            packed = (raw / f"{name}.gz").is_file()
+            raise DataError(
+                f"data.root must hold MNIST/raw/{name}",
+                got="only the packed .gz" if packed else f"no file {raw / name}",
+                fix="unpack it with gunzip" if packed else "put the four IDX files of MNIST there",
+            )
+    try:
+        dataset = MNIST(data.root, train=split == "train", download=False)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise DataError(
+            "MNIST's IDX files must be readable", got=f"{raw}: {error}", fix="copy them anew"
+        ) from error
+    return dataset.data, dataset.targets
