@@ -1,0 +1,237 @@
+"""The driver: check everything, get a cluster, start the coordinator, watch it to the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.cluster import ray_cluster, reserve
+from actors.coordinator import Coordinator
+from actors.mailbox import Aborted
+from laminar.checkpoint import check_fits, list_checkpoints, load_tensors, read_manifest
+from laminar.config import Config
+from laminar.data import describe, load_images, with_absolute_paths
+from laminar.errors import CheckpointError, ConfigError, UserError
+from laminar.evaluation import find_checkpoint
+from laminar.plan import Plan, make_plan
+from laminar.progress import Callback, EpochEnd, Event, Progress
+from laminar.run_directory import RunDirectory
+
+_POLL_S = 0.25
+_GOODBYE_S = 15.0
+
+
+class RunStopped(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """The run was stopped from outside; what its last checkpoint holds is kept."""
+
+    def __init__(self, run_path: str, last_checkpoint: str | None) -> None:
+        super().__init__(run_path, last_checkpoint)
+        self.run_path, self.last_checkpoint = run_path, last_checkpoint
+
+
+class TrainingError(RuntimeError):
+    """A stage failed while training, and `FailureConfig.max_failures` is used up."""
+
+
+class LayerParallelTrainer:
+    """Train a residual network layer-parallel, one Ray actor per stage.
+
+    Args:
+        config: What to train and how.
+        run_config: Ray Train's: `storage_path` and `name` of the run directory,
+            `checkpoint_config.num_to_keep`, `failure_config.max_failures`.
+        address: Of a running Ray cluster; None starts a small one on this machine, or uses the
+            one that this process is already connected to.
+        callback: Called with `laminar.progress` events a few times a second.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        run_config: ray.train.RunConfig | None = None,
+        address: str | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        self._run_config = run_config or ray.train.RunConfig()
+        self._config, self._address, self._callback = config, address, callback
+        storage = str(self._run_config.storage_path or "runs")
+        if "://" in storage:
+            raise ConfigError(
+                "storage_path must be a folder that driver and stages share",
+                got=storage,
+                fix="mount the storage and give the path of the mount",
+            )
+        name = self._run_config.name or datetime.now().strftime("%Y%m%d-%H%M%S")
+        self._run = RunDirectory(Path(storage).expanduser().resolve() / name)
+        self._is_new = True
+
+    @classmethod
+    def resume(
+        cls,
+        run_path: str | Path,
+        *,
+        run_config: ray.train.RunConfig | None = None,
+        address: str | None = None,
+        callback: Callback | None = None,
+    ) -> LayerParallelTrainer:
+        """Return a trainer that goes on from a run's newest checkpoint, in the same folder.
+
+        Raises:
+            ConfigError: The folder is no run.
+        """
+        run = RunDirectory(Path(run_path).expanduser().resolve())
+        trainer = cls(run.open_config(), run_config=run_config, address=address, callback=callback)
+        trainer._run, trainer._is_new = run, False
+        return trainer
+
+    def fit(self) -> ray.train.Result:
+        """Train to the end of the plan.
+
+        Returns:
+            Ray Train's Result: metrics of the last epoch, its checkpoint, the run's path.
+
+        Raises:
+            UserError: Something given does not fit; before any actor starts where this machine
+                can know it.
+            RunStopped: KeyboardInterrupt arrived and the run ended cleanly.
+            TrainingError: A stage failed.
+        """
+        plan = self._check()
+        with ray_cluster(self._address, plan.config), reserve(plan.config) as group:
+            if self._is_new:
+                self._run.create(plan.config)
+            metrics = self._fit_with_retries(plan, group)
+        newest = find_checkpoint(self._run.path)
+        return ray.train.Result(
+            metrics=metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(str(newest)),
+            error=None,
+            path=str(self._run.path),
+        )
+
+    def _check(self) -> Plan:
+        """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
+        config = with_absolute_paths(self._config)
+        if self._address is None:
+            plan = make_plan(config, describe(config.data))
+            for split in ("train", "test"):
+                load_images(config.data, split)  # type: ignore[arg-type]
+        else:
+            plan = _plan_from_afar(config, self._address)
+        if not self._is_new:
+            newest = read_manifest(find_checkpoint(self._run.path))
+            if newest.plan.config != plan.config:
+                raise CheckpointError(
+                    "a run must be resumed with the configuration of its checkpoint",
+                    got=f"{self._run.config_file} differs from {newest.path.name}",
+                    fix="restore config.yaml, or start a new run",
+                )
+            check_fits(load_tensors(newest), plan)
+        else:
+            self._run.check_is_free()
+        return plan
+
+    def _fit_with_retries(self, plan: Plan, group: PlacementGroup) -> dict[str, Any]:
+        failures_left = self._run_config.failure_config.max_failures
+        while True:
+            try:
+                return self._fit_once(plan, group)
+            except (UserError, RunStopped):
+                raise
+            except Exception as error:
+                if failures_left == 0:
+                    message = f"training failed: {_describe(error)}"
+                    raise TrainingError(message) from error
+                failures_left -= 1
+
+    def _fit_once(self, plan: Plan, group: PlacementGroup) -> dict[str, Any]:
+        """Go on from the newest checkpoint, if any, with fresh actors."""
+        saved = list_checkpoints(self._run.checkpoints)
+        first_epoch = read_manifest(saved[-1]).epoch if saved else 0
+        self._run.truncate_metrics(first_epoch)
+        keep = self._run_config.checkpoint_config.num_to_keep
+        coordinator = Coordinator.options(
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=0
+            )
+        ).remote(
+            plan,
+            str(self._run.path),
+            group,
+            num_to_keep=keep,
+            checkpoint=str(saved[-1]) if saved else None,
+            first_epoch=first_epoch,
+        )
+        try:
+            with _unwrapped():
+                return self._watch(plan, coordinator, first_epoch)
+        except KeyboardInterrupt:
+            self._say_goodbye(coordinator)
+            newest = list_checkpoints(self._run.checkpoints)
+            raise RunStopped(str(self._run.path), newest[-1].name if newest else None) from None
+        finally:
+            ray.kill(coordinator)
+
+    def _watch(self, plan: Plan, coordinator: Any, num_known: int) -> dict[str, Any]:
+        infos = ray.get(coordinator.setup.remote())
+        self._run.write_environment(infos)
+        if num_known >= plan.config.epochs:
+            return self._run.read_metrics()[-1]
+        result = coordinator.run.remote()
+        already_known = num_known
+        while True:
+            ready, _ = ray.wait([result], timeout=_POLL_S)
+            progress, finished = ray.get(coordinator.status.remote(num_known - already_known))
+            for metrics in finished:
+                self._tell(EpochEnd(metrics))
+            num_known += len(finished)
+            self._tell(progress)
+            if ready:
+                return dict(ray.get(result))
+
+    def _tell(self, event: Event | Progress) -> None:
+        if self._callback is not None:
+            self._callback(event)
+
+    def _say_goodbye(self, coordinator: Any) -> None:
+        """Let the stages leave their work; whoever does not answer in time is killed with them."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(coordinator.stop.remote(), timeout=_GOODBYE_S)
+
+
+def _plan_from_afar(config: Config, address: str) -> Plan:
+    """Make the plan where the data is: on the cluster, before the first tick."""
+    with ray_cluster(address, config), _unwrapped():
+        plan: Plan = ray.get(ray.remote(num_cpus=0)(_plan_here).remote(config))
+    return plan
+
+
+def _plan_here(config: Config) -> Plan:
+    return make_plan(config, describe(config.data))
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise what an actor raised, instead of Ray's wrapping of it."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, UserError | Aborted | RuntimeError):
+            raise cause from None
+        raise
+
+
+def _describe(error: Exception) -> str:
+    """Return the last line of an error's text, which is what went wrong."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

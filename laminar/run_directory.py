@@ -1,0 +1,111 @@
+"""The folder of a run: configuration, metrics, environment, checkpoints, plot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laminar.config import Config
+from laminar.config_file import dump_config, load_config
+from laminar.errors import ConfigError
+
+
+class RunDirectory:
+    """Paths and files of one run.
+
+    Args:
+        path: The folder; `create` makes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.environment_file = self.path / "environment.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.plot_file = self.path / "plot.png"
+
+    def create(self, config: Config) -> None:
+        """Make the folder and write the resolved configuration.
+
+        Raises:
+            ConfigError: It already holds something, or cannot be made.
+        """
+        self.check_is_free()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config_file.write_text(dump_config(config))
+        except OSError as error:
+            raise ConfigError(
+                "the run's folder must be writable", got=error, fix="choose another --storage-path"
+            ) from error
+
+    def check_is_free(self) -> None:
+        """Raise ConfigError if the folder already holds something."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                "a new run needs an empty folder",
+                got=f"{self.path} is not empty",
+                fix="choose another --name, or continue with `laminar resume`",
+            )
+
+    def open_config(self) -> Config:
+        """Return the resolved configuration of a run that exists.
+
+        Raises:
+            ConfigError: The folder is no run.
+        """
+        if not self.config_file.is_file():
+            raise ConfigError(
+                "a run directory must contain config.yaml",
+                got=f"none in {self.path}",
+                fix="name the folder that `laminar train` printed",
+            )
+        return load_config(self.config_file)
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add one epoch's line, on disk when this returns."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the epochs' metrics; a last line that a crash cut short is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        found = []
+        for line in self.metrics_file.read_text().splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
+
+    def truncate_metrics(self, num_epochs: int) -> None:
+        """Keep the lines of the first epochs: what a resumed run will do again goes."""
+        kept = [m for m in self.read_metrics() if m["epoch"] <= num_epochs]
+        temporary = self.metrics_file.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        temporary.replace(self.metrics_file)
+
+    def write_environment(self, stages: list[dict[str, Any]]) -> None:
+        """Record what the run runs on; `stages` says what each stage computes with."""
+        names = ("torch", "torchvision", "ray", "numpy", "pydantic")
+        content = {
+            "laminar": importlib.metadata.version("laminar-train"),
+            "python": sys.version.split()[0],
+            **{name: importlib.metadata.version(name) for name in names},
+            "platform": platform.platform(),
+            "num_cpus": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "stages": stages,
+        }
+        self.environment_file.write_text(json.dumps(content, indent=1) + "\n")
