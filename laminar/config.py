@@ -179,7 +179,7 @@ class Config(_Model):
     """A whole training run."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and augmentation.")
-    epochs: int = Field(30, ge=1, description="Passes over the training set.")
+    epochs: int = Field(40, ge=1, description="Passes over the training set.")
     batch_size: int = Field(64, ge=1, description="Samples per update.")
     eval_batch_size: int = Field(256, ge=1, description="Samples per evaluation message.")
     num_stages: int = Field(2, ge=1, description="Number of stages, K; one actor each.")

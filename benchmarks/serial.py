@@ -1,0 +1,79 @@
+"""Serial baseline: ordinary backprop in plain torch, one process, same data, batch and schedule."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from laminar.config import Config
+from laminar.data import describe, num_test_batches, open_inputs, open_labels, with_absolute_paths
+from laminar.plan import make_plan
+from laminar.resnet import build_blocks
+
+
+def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
+    """Train without cuts, filters or micro-batches; return one metrics line an epoch.
+
+    The weights start where the layer-parallel run's start, and every batch is the same.
+    """
+    torch.set_num_threads(num_threads)
+    config = with_absolute_paths(config)
+    plan = make_plan(config, describe(config.data))
+    problem = plan.problem
+    blocks = build_blocks(
+        config.model,
+        in_channels=problem.image_shape[0],
+        num_classes=problem.num_classes,
+        seed=config.seed,
+    )
+    network = nn.Sequential(*(block.module for block in blocks))
+    o = config.optimizer
+    sgd = torch.optim.SGD(
+        network.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+    )
+    inputs, labels = open_inputs(config), open_labels(config)
+    lines = []
+    for epoch in range(config.epochs):
+        started, loss_sum, correct = time.perf_counter(), 0.0, 0
+        network.train()
+        for batch in range(plan.batches_per_epoch):
+            x, y = inputs.train(epoch, batch), labels.train(epoch, batch)
+            logits = network(x)
+            loss = F.cross_entropy(logits, y)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.param_groups[0]["lr"] = plan.learning_rate(epoch * plan.batches_per_epoch + batch)
+            sgd.step()
+            loss_sum += float(loss) * len(y)
+            correct += int((logits.argmax(1) == y).sum())
+        seconds = time.perf_counter() - started
+        num = plan.batches_per_epoch * config.batch_size
+        lines.append(
+            {
+                "epoch": epoch + 1,
+                "train_loss": loss_sum / num,
+                "train_accuracy": correct / num,
+                "seconds": {"serial": seconds},
+                "samples_per_s": num / seconds,
+                **_test(network, config, problem.num_test, inputs, labels),
+            }
+        )
+        print(f"epoch {epoch + 1}: test accuracy {lines[-1]['test_accuracy']:.4f}", flush=True)
+    return lines
+
+
+@torch.no_grad()
+def _test(
+    network: nn.Module, config: Config, num_test: int, inputs: Any, labels: Any
+) -> dict[str, float]:
+    network.eval()
+    correct, loss = 0, 0.0
+    for batch in range(num_test_batches(config, num_test)):
+        logits, y = network(inputs.test(batch)), labels.test(batch)
+        correct += int((logits.argmax(1) == y).sum())
+        loss += float(F.cross_entropy(logits, y, reduction="sum"))
+    return {"test_accuracy": correct / num_test, "test_loss": loss / num_test}
