@@ -21,22 +21,33 @@ from laminar.run_directory import RunDirectory
 
 
 class Stages:
-    """The K stage actors as one: every call goes to all of them, at once."""
+    """The K stage actors as one: every call goes to all of them, at once.
 
-    def __init__(self, plan: Plan, placement_group: PlacementGroup) -> None:
-        resources = plan.config.resources
-        self.actors: list[Any] = [
-            StageActor.options(
-                num_cpus=resources.cpus_per_stage,
-                num_gpus=resources.gpus_per_stage,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group, placement_group_bundle_index=index
-                ),
-            ).remote()
-            for index in range(plan.config.num_stages)
-        ]
+    Args:
+        actors: Handles of `StageActor`, in the order of the stages.
+    """
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = list(actors)
         self._phase = 0
         self._stopped = threading.Event()
+
+    @classmethod
+    def start(cls, plan: Plan, placement_group: PlacementGroup) -> Stages:
+        """Start one actor in each bundle."""
+        resources = plan.config.resources
+        return cls(
+            [
+                StageActor.options(
+                    num_cpus=resources.cpus_per_stage,
+                    num_gpus=resources.gpus_per_stage,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        placement_group, placement_group_bundle_index=index
+                    ),
+                ).remote()
+                for index in range(plan.config.num_stages)
+            ]
+        )
 
     def setup(self, plan: Plan) -> list[dict[str, Any]]:
         """Build the stages of a plan, or build them anew, and introduce neighbours."""
@@ -147,7 +158,7 @@ class Coordinator:
         self._accuracy: float | None = None
         self._finished: list[dict[str, Any]] = []
         self._trained: list[tuple[float, int]] = []
-        self._stages = Stages(plan, placement_group)
+        self._stages = Stages.start(plan, placement_group)
 
     def setup(self) -> list[dict[str, Any]]:
         """Build the stages and load the checkpoint, if any; return what the stages say."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
+from laminar.data import open_inputs, open_labels
 from laminar.engine import BatchDone, Program, Receive, Send, evaluation, training_phase
 from laminar.filters import Message
+from laminar.plan import Plan, Segment
 from laminar.stage import Stage
 
 
@@ -43,19 +47,24 @@ def run_programs(programs: Sequence[Program], seed: int) -> None:
 class ScriptedEngine:
     """The engine without Ray: the same stages and programs over a scripted network."""
 
-    def __init__(self, plan, inputs, labels, seed: int = 0) -> None:
+    def __init__(self, plan: Plan, seed: int = 0) -> None:
         self.plan, self.seed = plan, seed
+        inputs, labels = open_inputs(plan.config), open_labels(plan.config)
         K = plan.config.num_stages
         self.stages = [Stage(plan, k) for k in range(K)]
         self.inputs = [inputs if k == 0 else None for k in range(K)]
         self.labels = [labels if k == K - 1 else None for k in range(K)]
 
-    def run(self, segments=None) -> None:
-        for segment in self.plan.segments if segments is None else segments:
-            self._drive(lambda *a, s=segment: training_phase(a[0], s, a[1], a[2]))
-            self.seed += 1
+    def run(self) -> None:
+        for segment in self.plan.segments:
+            self.train(segment)
+
+    def train(self, segment: Segment) -> None:
+        self._drive(lambda stage, x, y: training_phase(stage, segment, x, y))
+        self.seed += 1
 
     def evaluate(self, num_batches: int) -> float:
+        self.stages[-1].take_tally()
         self._drive(lambda stage, x, y: evaluation(stage, num_batches, x, y))
         tally = self.stages[-1].take_tally()
         return tally.num_correct / tally.num_samples
@@ -64,5 +73,5 @@ class ScriptedEngine:
         args = zip(self.stages, self.inputs, self.labels, strict=True)
         run_programs([program(*a) for a in args], self.seed)
 
-    def state(self):
+    def state(self) -> dict[str, Tensor]:
         return {name: t for stage in self.stages for name, t in stage.state().items()}

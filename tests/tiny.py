@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from laminar.config import Config
-from laminar.plan import Plan, Problem, make_plan
+from laminar.data import describe, open_inputs, open_labels
+from laminar.plan import Plan, make_plan
+from laminar.reference import Reference
 
-NUM_BATCHES, BATCH_SIZE, SIZE = 5, 8, 8
-
-
-class TinyInputs:
-    """Images that are a function of (epoch, batch)."""
-
-    def train(self, epoch, batch):
-        g = torch.Generator().manual_seed(1000 * epoch + batch)
-        return torch.randn(BATCH_SIZE, 3, SIZE, SIZE, generator=g)
-
-    def test(self, batch):
-        return self.train(99, batch)[: BATCH_SIZE - batch]
+BATCH_SIZE, SIZE = 8, 8
 
 
-class TinyLabels:
-    def train(self, epoch, batch):
-        g = torch.Generator().manual_seed(7 + 1000 * epoch + batch)
-        return torch.randint(0, 4, (BATCH_SIZE,), generator=g)
-
-    def test(self, batch):
-        return self.train(99, batch)[: BATCH_SIZE - batch]
-
-
-def tiny_config(**changes) -> Config:
-    """ResNet-8 of width 4 on 8x8 images, 5 batches of 8 an epoch; `changes` by dotted path."""
-    tree: dict = {
+def tiny_config(num_batches: int = 5, **changes: Any) -> Config:
+    """ResNet-8 of width 4 on 8x8 synthetic images, batches of 8; `changes` replace top keys."""
+    tree = {
         "epochs": 2,
         "batch_size": BATCH_SIZE,
         "eval_batch_size": BATCH_SIZE,
         "model": {"name": "resnet8", "width": 4},
-        "data": {"name": "synthetic", "image_size": SIZE, "num_classes": 4, "num_train": 41, "num_test": 15},
+        "data": {
+            "name": "synthetic",
+            "image_size": SIZE,
+            "num_classes": 4,
+            "num_train": num_batches * BATCH_SIZE + 1,
+            "num_test": 15,
+            "crop_padding": 1,
+            "flip": True,
+        },
+        "resources": {"cpus_per_stage": 0.25, "message_timeout_s": 60},
     }
-    for path, value in changes.items():
-        node = tree
-        *parents, leaf = path.split("__")
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return Config.model_validate(tree)
+    return Config.model_validate(tree | changes)
 
 
-def tiny_plan(num_batches: int = NUM_BATCHES, **changes) -> Plan:
-    problem = Problem((3, SIZE, SIZE), 4, num_batches * BATCH_SIZE + 1, 15)
-    return make_plan(tiny_config(**changes), problem)
+def tiny_plan(num_batches: int = 5, **changes: Any) -> Plan:
+    config = tiny_config(num_batches, **changes)
+    return make_plan(config, describe(config.data))
+
+
+def run_reference(plan: Plan) -> Reference:
+    reference = Reference(plan, open_inputs(plan.config), open_labels(plan.config))
+    reference.run()
+    return reference
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Any]) -> list[str]:
+    """Return the names whose tensors are not equal bit for bit, or that only one side has."""
+    odd = sorted(a.keys() ^ b.keys())
+    for name in a.keys() & b.keys():
+        other = torch.from_numpy(np.array(b[name])) if isinstance(b[name], np.ndarray) else b[name]
+        if not torch.equal(a[name], other):
+            odd.append(name)
+    return odd

@@ -1,0 +1,53 @@
+"""One small Ray for the whole session, and one thread per process for exactness."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+NUM_CPUS, NUM_LOGICAL_GPUS = 2, 2
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A Ray with two CPUs and two logical GPUs, which exist for placement only."""
+    import ray
+
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(
+            num_cpus=NUM_CPUS,
+            num_gpus=NUM_LOGICAL_GPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=200 * 10**6,
+        )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture
+def shared_data(repository: Path) -> Path:
+    """Real data beside the repository; tests that need it skip where it is absent."""
+    path = repository.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("../shared/data is not here")
+    return path

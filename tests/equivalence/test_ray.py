@@ -1,0 +1,105 @@
+"""The engine on Ray against the reference, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+
+from actors.cluster import reserve
+from actors.coordinator import Stages
+from actors.wire import INLINE_LIMIT_BYTES
+from tests.equivalence.test_reference import PLANS, case_plan
+from tests.pairwise import covering, pairs_of
+from tests.tiny import differing, run_reference, tiny_plan
+
+FACTORS = (
+    (1, 2, 3, 4),
+    (1, 2),
+    (1, 2, 4),
+    ("forward_first", "backward_first"),
+    ({"pool": 1, "cast": "fp32"}, {"pool": 2, "cast": "fp16"}, {"pool": 2, "cast": "int8"}),
+    tuple(PLANS),
+)
+CASES = covering(FACTORS)
+
+
+@pytest.fixture(scope="module")
+def actors(ray_session):
+    """Four stage actors, reset for each case by `setup`."""
+    plan = tiny_plan(num_stages=4)
+    with reserve(plan.config) as group:
+        stages = Stages.start(plan, group)
+        yield stages.actors
+        for actor in stages.actors:
+            ray_session.kill(actor)
+
+
+def run_on_ray(plan, actors):
+    import ray
+
+    stages = Stages(actors[: plan.config.num_stages])
+    stages.setup(plan)
+    reports = [stages.train(segment) for segment in plan.segments]
+    state = {}
+    for part in ray.get([actor.state.remote() for actor in stages.actors]):
+        state |= part
+    return state, reports
+
+
+def test_cases_cover_all_pairs():
+    assert len(CASES) <= 50
+    covered = set().union(*(pairs_of(case) for case in CASES))
+    expected = sum(
+        len(a) * len(b) for i, a in enumerate(FACTORS) for b in FACTORS[i + 1 :]
+    )
+    assert len(covered) == expected
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(str(v) for v in c[:4]) + f"-{c[5]}")
+def test_engine_equals_reference(case, actors):
+    plan = case_plan(*case)
+    state, reports = run_on_ray(plan, actors)
+    reference = run_reference(plan)
+    assert differing(reference.state(), state) == []
+    samples = sum(report[-1].tally.num_samples for report in reports)
+    assert samples == plan.num_batches * plan.config.batch_size
+
+
+def find_mapping(actor_self, phase, micro, *arrays):
+    """Runs in the actor: which memory mapping holds the array that Ray handed over."""
+    address = arrays[0].__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, name = line.split(maxsplit=5)
+        start, end = (int(part, 16) for part in span.split("-"))
+        if start <= address < end:
+            return name
+    return "?"
+
+
+def test_large_messages_go_through_the_object_store(actors, ray_session):
+    plan = tiny_plan(
+        4,
+        num_stages=2,
+        cuts=[2],
+        batch_size=64,
+        model={"name": "resnet8", "width": 16},
+        data={"name": "synthetic", "image_size": 32, "num_train": 256, "num_test": 8},
+        parallel={"micro_batches": 1},
+        filters={"pool": 1, "cast": "fp32"},
+        phases=[{"phase": "parallel", "epochs": 1}],
+        epochs=1,
+    )
+    message_bytes = 64 * 16 * 32 * 32 * 4
+    assert message_bytes >= 1_000_000
+    state, reports = run_on_ray(plan, actors)
+    sent = reports[0][0].sent["forward"], reports[0][1].sent["adjoint"]
+    assert [s.store_bytes for s in sent] == [4 * message_bytes] * 2
+    assert [s.inline_bytes for s in sent] == [0, 0]
+    assert differing(run_reference(plan).state(), state) == []
+    # Proof by address: what an actor is handed lies in a mapping of Ray's shared memory.
+    import numpy as np
+
+    large = np.ones(message_bytes // 4, np.float32)
+    small = np.ones(INLINE_LIMIT_BYTES // 8, np.float32)
+    ask = actors[0].__ray_call__.remote
+    assert "plasma" in ray_session.get(ask(find_mapping, 0, 0, large))
+    assert "plasma" not in ray_session.get(ask(find_mapping, 0, 0, small))

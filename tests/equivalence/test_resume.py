@@ -1,0 +1,87 @@
+import shutil
+
+import pytest
+import ray.train
+
+from actors import LayerParallelTrainer
+from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
+from laminar.evaluation import evaluate_run
+from laminar.run_directory import RunDirectory
+from tests.tiny import differing, run_reference, tiny_config, tiny_plan
+
+
+def fit(config, folder, **kwargs):
+    run_config = ray.train.RunConfig(storage_path=str(folder), name="run")
+    return LayerParallelTrainer(config, run_config=run_config, **kwargs).fit()
+
+
+def newest(path):
+    return load_tensors(read_manifest(list_checkpoints(path / "checkpoints")[-1]))
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_session, tmp_path_factory):
+    path = tmp_path_factory.mktemp("unbroken")
+    events = []
+    result = fit(tiny_config(epochs=4), path, callback=events.append)
+    return path / "run", result, events
+
+
+def test_trainer_equals_reference(unbroken):
+    path, result, _ = unbroken
+    assert differing(run_reference(tiny_plan(epochs=4)).state(), newest(path)) == []
+    assert result.path == str(path)
+    assert result.metrics == RunDirectory(path).read_metrics()[-1]
+    assert 0 <= result.metrics["test_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("epochs_done", [1, 3])
+def test_resumed_equals_unbroken(unbroken, tmp_path, epochs_done):
+    path, _, _ = unbroken
+    broken = tmp_path / "run"
+    shutil.copytree(path, broken)
+    for folder in list_checkpoints(broken / "checkpoints")[epochs_done:]:
+        shutil.rmtree(folder)
+    result = LayerParallelTrainer.resume(broken).fit()
+    assert differing(newest(path), newest(broken)) == []
+    keep = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "phases")
+    lines = [[{k: m[k] for k in keep} for m in RunDirectory(p).read_metrics()] for p in (path, broken)]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 4
+    assert result.metrics["epoch"] == 4
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
+    path, result, _ = unbroken
+    done = tmp_path / "run"
+    shutil.copytree(path, done)
+    again = LayerParallelTrainer.resume(done).fit()
+    assert again.metrics == result.metrics
+    assert differing(newest(path), newest(done)) == []
+
+
+def test_evaluation_of_the_checkpoint_equals_the_pipelines(unbroken):
+    path, result, _ = unbroken
+    evaluated = evaluate_run(path)
+    assert evaluated["accuracy"] == result.metrics["test_accuracy"]
+    assert evaluated["loss"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
+    assert evaluated["num_samples"] == 15
+
+
+def test_callback_saw_progress_and_every_epoch(unbroken):
+    from laminar.progress import EpochEnd, Progress
+
+    _, _, events = unbroken
+    assert [e.metrics["epoch"] for e in events if isinstance(e, EpochEnd)] == [1, 2, 3, 4]
+    seen = [e for e in events if isinstance(e, Progress)]
+    assert seen[-1].num_batches_done == seen[-1].num_batches == 20
+
+
+def test_checkpoints_to_keep(ray_session, tmp_path):
+    run_config = ray.train.RunConfig(
+        storage_path=str(tmp_path),
+        name="run",
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+    )
+    LayerParallelTrainer(tiny_config(epochs=2), run_config=run_config).fit()
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["epoch_0002"]

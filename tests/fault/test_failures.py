@@ -1,0 +1,143 @@
+"""Stages that die, stall or compute nonsense; runs that are stopped."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray.train
+
+import actors.trainer
+from actors import LayerParallelTrainer
+from actors.cluster import reserve
+from actors.coordinator import Stages
+from actors.mailbox import Aborted, Mailbox, MessageTimeoutError
+from actors.trainer import TrainingError
+from laminar.checkpoint import list_checkpoints
+from tests.equivalence.test_resume import newest
+from tests.tiny import differing, run_reference, tiny_config, tiny_plan
+
+
+@pytest.fixture
+def stages(ray_session):
+    plan = tiny_plan(40, num_stages=3, resources={"cpus_per_stage": 0.25, "message_timeout_s": 3})
+    with reserve(plan.config) as group:
+        stages = Stages.start(plan, group)
+        stages.setup(plan)
+        yield plan, stages
+        for actor in stages.actors:
+            ray_session.kill(actor)
+
+
+def breaking(self, how):
+    """Runs in a stage actor: break its next forward."""
+
+    def forward(*args, **kwargs):
+        if how == "die":
+            import os
+
+            os._exit(1)
+        if how == "stall":
+            time.sleep(30)
+        raise FloatingPointError("broken on purpose")
+
+    self._stage.forward = forward
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("phase", ["parallel", "correction"])
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("die", ray.exceptions.ActorDiedError),
+        ("raise", FloatingPointError),
+        ("stall", MessageTimeoutError),
+    ],
+)
+def test_a_broken_stage_is_reported_in_bounded_time(stages, victim, phase, how, error):
+    if how == "stall" and (victim, phase) != (1, "parallel"):
+        pytest.skip("one stall is enough: it takes its whole timeout")
+    plan, all_stages = stages
+    ray.get(all_stages.actors[victim].__ray_call__.remote(breaking, how))
+    segment = next(s for s in plan.segments if s.phase == phase)
+    started = time.monotonic()
+    with pytest.raises(error):
+        all_stages.train(segment)
+    assert time.monotonic() - started < 60
+
+
+def test_a_dead_stage_is_replaced_and_the_result_is_the_same(ray_session, tmp_path, monkeypatch):
+    """The first coordinator loses a stage in its second epoch; the retry goes on from the first."""
+    killed = threading.Event()
+    coordinators = []
+    original = actors.trainer.Coordinator.options
+
+    class Remember:
+        def __init__(self, **options):
+            self.options = options
+
+        def remote(self, *args, **kwargs):
+            coordinators.append(original(**self.options).remote(*args, **kwargs))
+            return coordinators[-1]
+
+    monkeypatch.setattr(actors.trainer.Coordinator, "options", lambda **o: Remember(**o))
+
+    def kill_once(event):
+        saved = list_checkpoints(tmp_path / "run" / "checkpoints")
+        if saved and not killed.is_set():
+            killed.set()
+            victims = ray.get(coordinators[0].__ray_call__.remote(lambda self: self._stages.actors))
+            ray.kill(victims[1])
+
+    config = tiny_config(30, epochs=6)
+    run_config = ray.train.RunConfig(
+        storage_path=str(tmp_path),
+        name="run",
+        failure_config=ray.train.FailureConfig(max_failures=1),
+    )
+    LayerParallelTrainer(config, run_config=run_config, callback=kill_once).fit()
+    assert killed.is_set()
+    assert len(coordinators) == 2
+    state = run_reference(tiny_plan(30, epochs=6)).state()
+    assert differing(state, newest(tmp_path / "run")) == []
+
+
+def test_a_failure_without_retries_is_one_clear_error(ray_session, tmp_path, monkeypatch):
+    def fail(self, *args):
+        raise FloatingPointError("broken on purpose")
+
+    monkeypatch.setattr(LayerParallelTrainer, "_watch", fail)
+    run_config = ray.train.RunConfig(storage_path=str(tmp_path), name="run")
+    with pytest.raises(TrainingError, match="FloatingPointError: broken on purpose"):
+        LayerParallelTrainer(tiny_config(), run_config=run_config).fit()
+
+
+def test_stop_ends_a_phase(stages):
+    plan, all_stages = stages
+    segment = next(s for s in plan.segments if s.phase == "parallel")
+    threading.Timer(0.1, all_stages.stop).start()
+    with pytest.raises(Aborted):
+        for _ in range(1000):
+            all_stages.train(segment)
+
+
+def test_mailbox_is_bounded_and_forgets_old_phases():
+    box = Mailbox(capacity=1)
+    box.open_phase(1)
+    box.put(1, "forward", 0, [np.zeros(1)])
+    second = threading.Thread(target=box.put, args=(1, "forward", 1, [np.ones(1)]))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive(), "a full mailbox must make the sender wait"
+    assert box.take(1, "forward", 0, 1)[0] == 0
+    second.join(5)
+    assert not second.is_alive()
+    box.put(1, "adjoint", 0, [np.zeros(1)])
+    box.open_phase(2)
+    box.put(1, "forward", 2, [np.zeros(1)])
+    with pytest.raises(MessageTimeoutError, match="micro-batch 2"):
+        box.take(1, "forward", 2, 0.01)
+    waiter = threading.Timer(0.1, box.abort)
+    waiter.start()
+    with pytest.raises(Aborted):
+        box.take(2, "forward", 0, 10)

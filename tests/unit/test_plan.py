@@ -1,0 +1,93 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laminar.config import Config, ModelConfig, OptimizerConfig
+from laminar.cuts import block_costs, equal_cost_cuts
+from laminar.errors import ConfigError
+from laminar.optimizer import build_sgd, learning_rate, lookahead
+from laminar.plan import Problem, make_plan
+from laminar.resnet import build_blocks
+from tests.tiny import tiny_plan
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8), st.data())
+@settings(deadline=None)
+def test_cuts_are_optimal(costs, data):
+    num_stages = data.draw(st.integers(1, len(costs)))
+    cuts = equal_cost_cuts(costs, num_stages)
+
+    def worst(inner):
+        bounds = (0, *inner, len(costs))
+        return max(sum(costs[a:b]) for a, b in itertools.pairwise(bounds))
+
+    assert len(cuts) == num_stages - 1
+    assert all(a < b for a, b in itertools.pairwise((0, *cuts, len(costs))))
+    best = min(worst(c) for c in itertools.combinations(range(1, len(costs)), num_stages - 1))
+    assert worst(cuts) == pytest.approx(best)
+
+
+def test_cuts_of_resnet20_share_the_work():
+    blocks = build_blocks(ModelConfig(), in_channels=3, num_classes=10, seed=0)
+    costs = block_costs(blocks, (3, 32, 32))
+    assert costs[1] > costs[5] > costs[8] > costs[10]
+    assert equal_cost_cuts(costs, 2) == (4,)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 10, 40])
+@pytest.mark.parametrize("num_stages", [2, 3])
+def test_default_plan_is_mostly_parallel_and_alternates(epochs, num_stages):
+    config = Config(epochs=epochs, num_stages=num_stages)
+    plan = make_plan(config, Problem((1, 28, 28), 10, 6400, 100))
+    assert plan.parallel_fraction >= 0.85
+    assert sum(s.num_batches for s in plan.segments) == plan.num_batches == 100 * epochs
+    assert plan.segments[0].phase == plan.segments[-1].phase == "correction"
+    kinds = [k for k, _ in itertools.groupby(s.phase for s in plan.segments)]
+    assert kinds == ["correction", "parallel"] * 2 + ["correction"]
+
+
+def test_segments_are_consecutive_and_end_with_the_epoch():
+    plan = make_plan(Config(epochs=7), Problem((1, 8, 8), 10, 898, 899))
+    position = 0
+    for s in plan.segments:
+        assert (s.epoch, s.first_batch) == divmod(position, plan.batches_per_epoch)
+        assert s.first_batch + s.num_batches <= plan.batches_per_epoch
+        position += s.num_batches
+
+
+def test_a_resolved_configuration_resolves_to_itself():
+    for plan in (
+        tiny_plan(30, num_stages=3),
+        make_plan(Config(epochs=7), Problem((1, 8, 8), 10, 898, 899)),
+    ):
+        again = make_plan(plan.config, plan.problem)
+        assert again == plan
+
+
+def test_short_parallel_pieces_are_exact_by_default_and_refused_when_written():
+    plan = tiny_plan(3, num_stages=4)
+    assert {s.phase for s in plan.segments} == {"correction"}
+    with pytest.raises(ConfigError, match=r"4\(K-1\)d"):
+        tiny_plan(3, num_stages=4, phases=[{"phase": "parallel", "epochs": 2}])
+
+
+def test_learning_rate_by_hand():
+    rates = [learning_rate(b, peak=1.0, num_batches=6, warmup_batches=2) for b in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8535533906, 0.5, 0.1464466094])
+
+
+@pytest.mark.parametrize("s", [1, 2, 5])
+def test_lookahead_is_where_momentum_alone_would_go(s):
+    w = torch.randn(7, dtype=torch.float64, requires_grad=True)
+    sgd = build_sgd([w], OptimizerConfig(lr=0.3, momentum=0.8, weight_decay=0.0))
+    w.grad = torch.randn(7, dtype=torch.float64)
+    sgd.step()
+    ahead = lookahead(w, sgd.state[w]["momentum_buffer"], lr=0.3, momentum=0.8, s=s)
+    for _ in range(s):
+        w.grad = torch.zeros_like(w)
+        sgd.step()
+    assert torch.allclose(ahead, w.detach())
+    assert not ahead.requires_grad
