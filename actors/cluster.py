@@ -91,9 +91,7 @@ def _check_this_machine(resources: ResourceConfig, num_stages: int) -> None:
     _check(resources, num_stages, have, "this machine has")
 
 
-def _check(
-    resources: ResourceConfig, num_stages: int, have: dict[str, float], where: str
-) -> None:
+def _check(resources: ResourceConfig, num_stages: int, have: dict[str, float], where: str) -> None:
     wants = {"CPU": resources.cpus_per_stage, "GPU": resources.gpus_per_stage}
     for kind, each in wants.items():
         if each * num_stages > have.get(kind, 0.0) + 1e-9:
@@ -106,6 +104,10 @@ def _check(
             )
 
 
+def _totals() -> dict[str, float]:
+    return ray.cluster_resources()  # type: ignore[no-untyped-call,no-any-return]
+
+
 @contextlib.contextmanager
 def reserve(config: Config, timeout_s: float = 60.0) -> Iterator[PlacementGroup]:
     """Reserve one bundle per stage within the block.
@@ -114,14 +116,14 @@ def reserve(config: Config, timeout_s: float = 60.0) -> Iterator[PlacementGroup]
         ResourceError: The cluster is too small, or busy for longer than `timeout_s` seconds.
     """
     resources, num = config.resources, config.num_stages
-    _check(resources, num, ray.cluster_resources(), "the cluster has")
+    _check(resources, num, _totals(), "the cluster has")
     bundle = {"CPU": resources.cpus_per_stage}
     if resources.gpus_per_stage:
         bundle["GPU"] = resources.gpus_per_stage
     group = placement_group([bundle] * num, strategy="PACK")
     try:
         if not group.wait(timeout_s):
-            free = ray.available_resources()
+            free = ray.available_resources()  # type: ignore[no-untyped-call]
             raise ResourceError(
                 "the cluster must have room for all stages at once",
                 got=f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free after "

@@ -38,7 +38,7 @@ class Stages:
         resources = plan.config.resources
         return cls(
             [
-                StageActor.options(
+                StageActor.options(  # type: ignore[attr-defined]
                     num_cpus=resources.cpus_per_stage,
                     num_gpus=resources.gpus_per_stage,
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
@@ -100,13 +100,13 @@ class Stages:
             if errors:
                 self._abort()
                 ray.wait(pending, num_returns=len(pending), timeout=30) if pending else None
-                every = [error for ref in refs if (error := _error_of(ref)) is not None]
-                raise next((e for e in every if not isinstance(e, Aborted)), errors[0])
+                errors += [error for ref in refs if (error := _error_of(ref)) is not None]
+                raise next((e for e in errors if not isinstance(e, Aborted)), errors[0])
             if self._stopped.is_set():
                 self._abort()
         if self._stopped.is_set():
             raise Aborted("the run was stopped")
-        return ray.get(list(refs))  # type: ignore[no-any-return]
+        return ray.get(list(refs))
 
     def _abort(self) -> None:
         for actor in self.actors:
@@ -126,7 +126,7 @@ def _error_of(ref: Any) -> BaseException | None:
     return None
 
 
-@ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"control": 2})
+@ray.remote(num_cpus=0, concurrency_groups={"control": 2})  # type: ignore[call-overload]
 class Coordinator:
     """Runs a plan from its first unfinished epoch to its end.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Arrays = Sequence[NDArray[Any]]
 
 
-class Aborted(RuntimeError):
+class Aborted(RuntimeError):  # noqa: N818 - not a fault: somebody asked for it
     """The run was told to stop while a stage waited."""
 
 
@@ -47,7 +47,9 @@ class Mailbox:
         """Store a message, waiting while the mailbox is full; drop one of an older phase."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._aborted or phase < self._phase or self._count(direction) < self._capacity
+                lambda: (
+                    self._aborted or phase < self._phase or self._count(direction) < self._capacity
+                )
             )
             if not self._aborted and phase >= self._phase:
                 self._messages[phase, direction, micro] = arrays
@@ -63,7 +65,9 @@ class Mailbox:
         key = (phase, direction, micro)
         started = time.monotonic()
         with self._changed:
-            if not self._changed.wait_for(lambda: self._aborted or key in self._messages, timeout_s):
+            if not self._changed.wait_for(
+                lambda: self._aborted or key in self._messages, timeout_s
+            ):
                 raise MessageTimeoutError(
                     f"no {direction} message of micro-batch {micro} after "
                     f"{time.monotonic() - started:.0f} s; the neighbouring stage is dead, stalled "

@@ -53,7 +53,7 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
 
 
-@ray.remote(concurrency_groups={"forward": 1, "adjoint": 1, "control": 1})
+@ray.remote(concurrency_groups={"forward": 1, "adjoint": 1, "control": 1})  # type: ignore[call-overload]
 class StageActor:
     """Owns one stage; its neighbours push messages into its mailbox while it computes."""
 
@@ -103,7 +103,10 @@ class StageActor:
     def _run(self, phase: int, program: Program) -> StageReport:
         self._mailbox.open_phase(phase)
         self._done, self._waited_s = 0, 0.0
-        self._sent = {"forward": SentBytes(0, 0), "adjoint": SentBytes(0, 0)}
+        self._sent: dict[Direction, SentBytes] = {
+            "forward": SentBytes(0, 0),
+            "adjoint": SentBytes(0, 0),
+        }
         self._in_flight: collections.deque[Any] = collections.deque()
         self._timeout_s = self._stage.plan.config.resources.message_timeout_s
         self._stage.discard()

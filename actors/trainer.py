@@ -124,7 +124,7 @@ class LayerParallelTrainer:
         if self._address is None:
             plan = make_plan(config, describe(config.data))
             for split in ("train", "test"):
-                load_images(config.data, split)  # type: ignore[arg-type]
+                load_images(config.data, split)
         else:
             plan = _plan_from_afar(config, self._address)
         if not self._is_new:
@@ -141,7 +141,8 @@ class LayerParallelTrainer:
         return plan
 
     def _fit_with_retries(self, plan: Plan, group: PlacementGroup) -> dict[str, Any]:
-        failures_left = self._run_config.failure_config.max_failures
+        failures = self._run_config.failure_config
+        failures_left = failures.max_failures if failures else 0
         while True:
             try:
                 return self._fit_once(plan, group)
@@ -158,8 +159,8 @@ class LayerParallelTrainer:
         saved = list_checkpoints(self._run.checkpoints)
         first_epoch = read_manifest(saved[-1]).epoch if saved else 0
         self._run.truncate_metrics(first_epoch)
-        keep = self._run_config.checkpoint_config.num_to_keep
-        coordinator = Coordinator.options(
+        checkpoints = self._run_config.checkpoint_config
+        coordinator = Coordinator.options(  # type: ignore[attr-defined]
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=0
             )
@@ -167,7 +168,7 @@ class LayerParallelTrainer:
             plan,
             str(self._run.path),
             group,
-            num_to_keep=keep,
+            num_to_keep=checkpoints.num_to_keep if checkpoints else None,
             checkpoint=str(saved[-1]) if saved else None,
             first_epoch=first_epoch,
         )

@@ -186,24 +186,24 @@ class Config(_Model):
     cuts: tuple[int, ...] | None = Field(
         None, description="First block of stages 1..K-1; null cuts by equal cost."
     )
-    model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")  # type: ignore[arg-type]
-    data: DataConfig = Field(default_factory=DigitsConfig, description="The data set.")  # type: ignore[arg-type]
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimiser.")  # type: ignore[arg-type]
-    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate.")  # type: ignore[arg-type]
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")
+    data: DataConfig = Field(default_factory=DigitsConfig, description="The data set.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimiser.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate.")
     filters: FilterConfig | tuple[FilterConfig, ...] = Field(
         default=FilterConfig(pool=2, cast="fp16"),
         description="One filter for all cuts, or a list with one for each.",
     )
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel phase.")  # type: ignore[arg-type]
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel phase.")
     correction: CorrectionConfig = Field(
-        default_factory=CorrectionConfig,  # type: ignore[arg-type]
+        default_factory=CorrectionConfig,
         description="Correction phase.",
     )
     phases: PhaseCycles | tuple[PhaseSegment, ...] = Field(
-        default_factory=PhaseCycles,  # type: ignore[arg-type]
+        default_factory=PhaseCycles,
         description="Phase plan: cycles by fraction, or a list of segments that sums to `epochs`.",
     )
-    resources: ResourceConfig = Field(default_factory=ResourceConfig, description="Resources.")  # type: ignore[arg-type]
+    resources: ResourceConfig = Field(default_factory=ResourceConfig, description="Resources.")
 
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> Config:

@@ -77,7 +77,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise ConfigError(
-            "an override must read KEY=VALUE", got=override, fix="write, say, --set optimizer.lr=0.1"
+            "an override must read KEY=VALUE",
+            got=override,
+            fix="write, say, --set optimizer.lr=0.1",
         )
     try:
         value = yaml.safe_load(text)

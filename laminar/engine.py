@@ -109,7 +109,13 @@ def parallel_phase(
         if isinstance(action, Forward):
             s = stage.updates_until_own(action.micro)
             yield from _forward(
-                stage, action.micro, images, targets, p.micro_batches, s, stage.plan.learning_rate(first + applied)
+                stage,
+                action.micro,
+                images,
+                targets,
+                p.micro_batches,
+                s,
+                stage.plan.learning_rate(first + applied),
             )
         else:
             yield from _backward(stage, action)

@@ -19,11 +19,13 @@ class UserError(ValueError):
         super().__init__(" ".join(f"{rule} (got {got}{wanted}); {fix}".split()))
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle with keyword arguments, so that the error can cross from an actor to the driver."""
+        """Pickle with keyword arguments, so that the error can cross from actor to driver."""
         return _rebuild, (type(self), self.rule, self.got, self.expected, self.fix)
 
 
-def _rebuild(kind: type[UserError], rule: str, got: object, expected: object, fix: str) -> UserError:
+def _rebuild(
+    kind: type[UserError], rule: str, got: object, expected: object, fix: str
+) -> UserError:
     return kind(rule, got=got, expected=expected, fix=fix)
 
 

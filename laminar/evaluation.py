@@ -64,7 +64,10 @@ def evaluate_run(
         tensor.copy_(tensors[f"model.{name}"])
     stats = torch.tensor(manifest.data["mean"]), torch.tensor(manifest.data["std"])
     images, labels = load_images(config.data, split), load_labels(config.data, split)
-    inputs, targets = InputBatches(config, images, images, stats), LabelBatches(config, labels, labels)
+    inputs, targets = (
+        InputBatches(config, images, images, stats),
+        LabelBatches(config, labels, labels),
+    )
     num_batches = num_test_batches(config, len(labels))
     loss, correct = 0.0, 0
     for batch in range(num_batches):

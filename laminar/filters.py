@@ -60,7 +60,7 @@ class FilterBoundary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return U(C(x)), same shape as `x`."""
-        out: Tensor = _Boundary.apply(x, self.filter, self.adjoint_scale)  # type: ignore[no-untyped-call]
+        out: Tensor = _Boundary.apply(x, self.filter, self.adjoint_scale)
         return out
 
 
@@ -72,7 +72,7 @@ class _Boundary(torch.autograd.Function):
         return out.clone() if out is x else out
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         message = ctx.filter.encode_adjoint(g, ctx.scale)
         return ctx.filter.decode_adjoint(message, ctx.scale, ctx.size), None, None
 

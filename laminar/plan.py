@@ -16,6 +16,8 @@ from laminar.optimizer import learning_rate
 from laminar.resnet import build_blocks, num_blocks
 from laminar.schedule import min_ticks
 
+Phase = Literal["correction", "parallel"]
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -32,8 +34,7 @@ class Problem:
 class Segment:
     """A stretch of batches of one epoch, in one phase; the unit that the engine runs."""
 
-    phase: Literal["correction", "parallel"]
-    """`correction` or `parallel`."""
+    phase: Phase
     epoch: int
     """From 0."""
     first_batch: int
@@ -178,11 +179,11 @@ def _segments(config: Config, per_epoch: int) -> list[Segment]:
     return _split(config, _listed_runs(config, per_epoch), per_epoch, too_short="refuse")
 
 
-def _cycle_runs(cycles: PhaseCycles, total: int) -> list[tuple[str, int]]:
+def _cycle_runs(cycles: PhaseCycles, total: int) -> list[tuple[Phase, int]]:
     """Exact warm-up, then cycles of parallel and correction, in batches that sum to `total`."""
     warmup = math.ceil(cycles.warmup * total)
     exact = min(total - warmup, math.floor(cycles.correction * total))
-    runs = [("correction", warmup)]
+    runs: list[tuple[Phase, int]] = [("correction", warmup)]
     for index in range(cycles.num_cycles):
         share = [part * (index + 1) // cycles.num_cycles - part * index // cycles.num_cycles
                  for part in (total - warmup - exact, exact)]  # fmt: skip
@@ -190,7 +191,7 @@ def _cycle_runs(cycles: PhaseCycles, total: int) -> list[tuple[str, int]]:
     return runs
 
 
-def _listed_runs(config: Config, per_epoch: int) -> list[tuple[str, int]]:
+def _listed_runs(config: Config, per_epoch: int) -> list[tuple[Phase, int]]:
     assert not isinstance(config.phases, PhaseCycles)
     total = sum(segment.epochs for segment in config.phases)
     if abs(total - config.epochs) * per_epoch > 0.5:
@@ -206,7 +207,11 @@ def _listed_runs(config: Config, per_epoch: int) -> list[tuple[str, int]]:
 
 
 def _split(
-    config: Config, runs: list[tuple[str, int]], per_epoch: int, *, too_short: str
+    config: Config,
+    runs: list[tuple[Phase, int]],
+    per_epoch: int,
+    *,
+    too_short: Literal["correct", "refuse"],
 ) -> list[Segment]:
     """Split runs at the ends of epochs, where the pipeline drains.
 
@@ -221,7 +226,7 @@ def _split(
         while length > 0:
             epoch, first = divmod(position, per_epoch)
             num = min(length, per_epoch - first)
-            kind = phase
+            kind: Phase = phase
             if phase == "parallel" and num < needed:
                 if too_short == "refuse":
                     raise ConfigError(
@@ -249,7 +254,7 @@ def _append(segments: list[Segment], new: Segment) -> None:
 def _as_phases(segments: list[Segment], per_epoch: int) -> tuple[PhaseSegment, ...]:
     """Write segments as the configuration's `phases`, so that a resumed run takes the same."""
     return tuple(
-        PhaseSegment(phase=phase, epochs=sum(s.num_batches for s in group) / per_epoch)  # type: ignore[arg-type]
+        PhaseSegment(phase=phase, epochs=sum(s.num_batches for s in group) / per_epoch)
         for phase, run in itertools.groupby(segments, key=lambda s: s.phase)
         if (group := list(run))
     )

@@ -123,7 +123,7 @@ class Reference:
                 self.update(k, gradient[k], self.lr(segment, batch))
 
     def predict(self, k: int, s: int, lr: float = 0.0) -> Tensors:
-        """Return W - lr v mu (1 - mu^s) / (1 - mu): where stage k's weights will be, s updates on."""
+        """Return W - lr v mu (1 - mu^s) / (1 - mu): stage k's weights s updates from now."""
         mu = self.plan.config.optimizer.momentum
         step = lr * mu * (1.0 - mu**s) / (1.0 - mu) if self.plan.config.parallel.lookahead else 0.0
         return {

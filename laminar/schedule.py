@@ -60,8 +60,8 @@ def parallel_actions(
     for tick in range(num_ticks(num_micro, num_stages, delay)):
         i = tick - stage * delay
         j = i - lateness_ticks(stage, num_stages, delay)
-        forward = [(tick, Forward(i))] if 0 <= i < num_micro else []
-        backward = [(tick, Backward(j))] if 0 <= j < num_micro else []
+        forward: list[tuple[int, Action]] = [(tick, Forward(i))] if 0 <= i < num_micro else []
+        backward: list[tuple[int, Action]] = [(tick, Backward(j))] if 0 <= j < num_micro else []
         if order == "forward_first" or last:
             yield from (*forward, *backward)
         else:

@@ -56,7 +56,7 @@ class Stage:
         self.module = plan.build_stage_module(bounds[index], bounds[index + 1]).to(self.device)
         self.module.train()
         self._keys = [key for key, _ in self.module.named_parameters()]
-        self._parameters = [p for _, p in self.module.named_parameters()]
+        self._parameters: list[Tensor] = [p for _, p in self.module.named_parameters()]
         self.optimizer = build_sgd(self._parameters, config.optimizer)
         self._filter_in = None if self.is_first else self._filter_at(bounds[index])
         self._filter_out = None if self.is_last else self._filter_at(bounds[index + 1])

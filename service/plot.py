@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -59,9 +60,12 @@ def plot_run(metrics: Sequence[dict[str, Any]], config: Config, path: str | Path
         color=_TEST,
         weight="bold",
     )
-    handles = [Line2D([], [], color=_TRAIN, label="training"), Line2D([], [], color=_TEST, label="test")]  # fmt: skip
+    handles: list[Artist] = [
+        Line2D([], [], color=_TRAIN, label="training"),
+        Line2D([], [], color=_TEST, label="test"),
+    ]
     used = {band[0] for band in bands}
-    handles += [  # type: ignore[list-item]
+    handles += [
         Patch(color=color, label=f"{phase} phase")
         for phase, color in PHASE_COLORS.items()
         if phase in used

@@ -62,7 +62,9 @@ class ProgressDisplay:
         if isinstance(event, events.EpochEnd):
             self._epochs.append(event.metrics)
             if self._live is None and not self._is_quiet:
-                self._console.print(_line(event.metrics, self._num_epochs), highlight=False, soft_wrap=True)
+                self._console.print(
+                    _line(event.metrics, self._num_epochs), highlight=False, soft_wrap=True
+                )
         else:
             self._num_epochs = event.num_epochs
             self._bar.update(

@@ -9,7 +9,9 @@ from typing import Any
 
 def pairs_of(case: Sequence[Any]) -> set[tuple[int, Any, int, Any]]:
     """Return the pairs (factor, value, factor, value) of a case."""
-    return {(i, repr(case[i]), j, repr(case[j])) for i, j in itertools.combinations(range(len(case)), 2)}
+    return {
+        (i, repr(case[i]), j, repr(case[j])) for i, j in itertools.combinations(range(len(case)), 2)
+    }
 
 
 def covering(factors: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:

@@ -124,7 +124,14 @@ def main() -> None:
         for name in args.only:
             if not (RESULTS / f"{name}-seed{seed}.jsonl").exists():
                 print(f"{name}, seed {seed}", flush=True)
-                command = [sys.executable, "-m", "benchmarks.accuracy.run", "--one", name, str(seed)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.accuracy.run",
+                    "--one",
+                    name,
+                    str(seed),
+                ]
                 command += ["--mnist", args.mnist, "--cifar10", args.cifar10]
                 subprocess.run(command, check=True)
                 write_table()

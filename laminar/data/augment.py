@@ -77,7 +77,10 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
         images: uint8 [N, C, H, W].
     """
     counts = torch.stack(
-        [torch.bincount(images[:, c].reshape(-1).int(), minlength=256) for c in range(images.shape[1])]
+        [
+            torch.bincount(images[:, c].reshape(-1).int(), minlength=256)
+            for c in range(images.shape[1])
+        ]
     ).double()
     values = torch.arange(256, dtype=torch.float64)
     total = counts.sum(1)

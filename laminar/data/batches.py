@@ -46,7 +46,11 @@ class InputBatches(_Batches):
     """
 
     def __init__(
-        self, config: Config, train: Tensor, test: Tensor, stats: tuple[Tensor, Tensor] | None = None
+        self,
+        config: Config,
+        train: Tensor,
+        test: Tensor,
+        stats: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(config, len(train))
         self._train, self._test = train, test
@@ -95,11 +99,11 @@ class LabelBatches(_Batches):
 
 def open_inputs(config: Config) -> InputBatches:
     """Load the images that stage 0 reads."""
-    train, test = (load_images(config.data, split) for split in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (load_images(config.data, split) for split in ("train", "test"))
     return InputBatches(config, train, test)
 
 
 def open_labels(config: Config) -> LabelBatches:
     """Load the labels that the last stage reads; no image is opened."""
-    train, test = (load_labels(config.data, split) for split in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (load_labels(config.data, split) for split in ("train", "test"))
     return LabelBatches(config, train, test)

@@ -42,8 +42,10 @@ def describe(data: DataConfig) -> Problem:
     if isinstance(data, ImageFolderConfig):
         train, test = list_split(data, "train"), list_split(data, "test")
         check_same_classes(train, test)
-        shape = (data.channels, data.image_size, data.image_size)
-        return Problem(shape, len(train.class_names), len(train.files), len(test.files))
+        size = data.image_size
+        return Problem(
+            (data.channels, size, size), len(train.class_names), len(train.files), len(test.files)
+        )
     shape = (data.channels, data.image_size, data.image_size)
     return Problem(shape, data.num_classes, data.num_train, data.num_test)
 

@@ -48,9 +48,7 @@ def run_on_ray(plan, actors):
 def test_cases_cover_all_pairs():
     assert len(CASES) <= 50
     covered = set().union(*(pairs_of(case) for case in CASES))
-    expected = sum(
-        len(a) * len(b) for i, a in enumerate(FACTORS) for b in FACTORS[i + 1 :]
-    )
+    expected = sum(len(a) * len(b) for i, a in enumerate(FACTORS) for b in FACTORS[i + 1 :])
     assert len(covered) == expected
 
 

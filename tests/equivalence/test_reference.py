@@ -170,9 +170,7 @@ def test_evaluation_counts_every_sample_once():
     for name, tensor in module.public_tensors():
         tensor.data.copy_(state[f"model.{name}"])
     inputs, labels = open_inputs(plan.config), open_labels(plan.config)
-    correct = sum(
-        int((module(inputs.test(b)).argmax(1) == labels.test(b)).sum()) for b in range(2)
-    )
+    correct = sum(int((module(inputs.test(b)).argmax(1) == labels.test(b)).sum()) for b in range(2))
     assert accuracy == correct / 15
 
 

@@ -45,7 +45,9 @@ def test_resumed_equals_unbroken(unbroken, tmp_path, epochs_done):
     result = LayerParallelTrainer.resume(broken).fit()
     assert differing(newest(path), newest(broken)) == []
     keep = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "phases")
-    lines = [[{k: m[k] for k in keep} for m in RunDirectory(p).read_metrics()] for p in (path, broken)]
+    lines = [
+        [{k: m[k] for k in keep} for m in RunDirectory(p).read_metrics()] for p in (path, broken)
+    ]
     assert lines[0] == lines[1]
     assert len(lines[0]) == 4
     assert result.metrics["epoch"] == 4

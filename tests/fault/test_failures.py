@@ -12,58 +12,79 @@ from actors import LayerParallelTrainer
 from actors.cluster import reserve
 from actors.coordinator import Stages
 from actors.mailbox import Aborted, Mailbox, MessageTimeoutError
+from actors.stage_actor import StageActor
 from actors.trainer import TrainingError
 from laminar.checkpoint import list_checkpoints
 from tests.equivalence.test_resume import newest
 from tests.tiny import differing, run_reference, tiny_config, tiny_plan
 
+PLAN = tiny_plan(40, num_stages=3, resources={"cpus_per_stage": 0.25, "message_timeout_s": 3})
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session):
+    """Actors that are reset between tests; only a dead one is replaced."""
+    with reserve(PLAN.config) as group:
+        living = Stages.start(PLAN, group).actors
+        yield living
+        for actor in living:
+            ray.kill(actor)
+
 
 @pytest.fixture
-def stages(ray_session):
-    plan = tiny_plan(40, num_stages=3, resources={"cpus_per_stage": 0.25, "message_timeout_s": 3})
-    with reserve(plan.config) as group:
-        stages = Stages.start(plan, group)
-        stages.setup(plan)
-        yield plan, stages
-        for actor in stages.actors:
-            ray_session.kill(actor)
+def stages(pool):
+    stages = Stages(pool)
+    stages.setup(PLAN)
+    return stages
 
 
-def breaking(self, how):
-    """Runs in a stage actor: break its next forward."""
+def breaking(self, how, when=lambda: True):
+    """Runs in a stage actor: break its forward, once `when` says so."""
+    original = self._stage.forward
 
     def forward(*args, **kwargs):
+        if not when():
+            return original(*args, **kwargs)
         if how == "die":
             import os
 
             os._exit(1)
-        if how == "stall":
-            time.sleep(30)
-        raise FloatingPointError("broken on purpose")
+        if how == "raise":
+            raise FloatingPointError("broken on purpose")
+        self._stage.forward = original
+        time.sleep(8)
+        return original(*args, **kwargs)
 
     self._stage.forward = forward
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
-@pytest.mark.parametrize("phase", ["parallel", "correction"])
-@pytest.mark.parametrize(
-    ("how", "error"),
-    [
-        ("die", ray.exceptions.ActorDiedError),
-        ("raise", FloatingPointError),
-        ("stall", MessageTimeoutError),
-    ],
-)
-def test_a_broken_stage_is_reported_in_bounded_time(stages, victim, phase, how, error):
-    if how == "stall" and (victim, phase) != (1, "parallel"):
-        pytest.skip("one stall is enough: it takes its whole timeout")
-    plan, all_stages = stages
-    ray.get(all_stages.actors[victim].__ray_call__.remote(breaking, how))
-    segment = next(s for s in plan.segments if s.phase == phase)
+# A death costs the start of an actor and a stall its wait: one of each at either end is enough.
+BREAKDOWNS = [("raise", phase, k) for phase in ("parallel", "correction") for k in range(3)]
+BREAKDOWNS += [
+    (how, *at) for how in ("die", "stall") for at in (("correction", 0), ("parallel", 2))
+]
+
+
+@pytest.mark.parametrize(("how", "phase", "victim"), BREAKDOWNS)
+def test_a_broken_stage_is_reported_in_bounded_time(stages, pool, victim, phase, how):
+    error = {
+        "die": ray.exceptions.ActorDiedError,
+        "raise": FloatingPointError,
+        "stall": MessageTimeoutError,
+    }[how]
+    ray.get(pool[victim].__ray_call__.remote(breaking, how))
+    segment = next(s for s in PLAN.segments if s.phase == phase)
     started = time.monotonic()
     with pytest.raises(error):
-        all_stages.train(segment)
+        stages.train(segment)
     assert time.monotonic() - started < 60
+    if how == "die":
+        pool[victim] = StageActor.options(num_cpus=0).remote()
+
+
+def while_busy(actor, function, *args):
+    """Run a function in an actor on its control group, beside what the actor is doing."""
+    return actor.__ray_call__.options(concurrency_group="control").remote(function, *args)
 
 
 def test_a_dead_stage_is_replaced_and_the_result_is_the_same(ray_session, tmp_path, monkeypatch):
@@ -82,12 +103,14 @@ def test_a_dead_stage_is_replaced_and_the_result_is_the_same(ray_session, tmp_pa
 
     monkeypatch.setattr(actors.trainer.Coordinator, "options", lambda **o: Remember(**o))
 
+    def has_checkpoint():
+        return bool(list_checkpoints(tmp_path / "run" / "checkpoints"))
+
     def kill_once(event):
-        saved = list_checkpoints(tmp_path / "run" / "checkpoints")
-        if saved and not killed.is_set():
+        if not killed.is_set():
             killed.set()
-            victims = ray.get(coordinators[0].__ray_call__.remote(lambda self: self._stages.actors))
-            ray.kill(victims[1])
+            actors = ray.get(while_busy(coordinators[0], lambda self: self._stages.actors))
+            ray.get(while_busy(actors[1], breaking, "die", has_checkpoint))
 
     config = tiny_config(30, epochs=6)
     run_config = ray.train.RunConfig(
@@ -113,12 +136,12 @@ def test_a_failure_without_retries_is_one_clear_error(ray_session, tmp_path, mon
 
 
 def test_stop_ends_a_phase(stages):
-    plan, all_stages = stages
-    segment = next(s for s in plan.segments if s.phase == "parallel")
-    threading.Timer(0.1, all_stages.stop).start()
+    segment = next(s for s in PLAN.segments if s.phase == "parallel")
+    for actor in stages.actors:
+        ray.get(actor.__ray_call__.remote(breaking, "stall"))
+    threading.Timer(0.5, stages.stop).start()
     with pytest.raises(Aborted):
-        for _ in range(1000):
-            all_stages.train(segment)
+        stages.train(segment)
 
 
 def test_mailbox_is_bounded_and_forgets_old_phases():
