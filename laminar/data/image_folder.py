@@ -101,8 +101,10 @@ def load_split(data: ImageFolderConfig, split: Split, report: Report | None = No
     """
     listing = list_split(data, split)
     cache = _cache_folder(data) / f"{_key(data, listing)}.npy"
-    if cache.is_file():
-        return _read_only(np.load(cache, mmap_mode="r", allow_pickle=False))
+    shape = (len(listing.files), data.channels, data.image_size, data.image_size)
+    cached = _open_cached(cache, shape)
+    if cached is not None:
+        return _read_only(cached)
     images = _decode_all(data, listing, report)
     _store(cache, images)
     return torch.from_numpy(images)
@@ -171,6 +173,15 @@ def _cache_folder(data: ImageFolderConfig) -> Path:
         return Path(data.cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "laminar"
+
+
+def _open_cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Map what an earlier run kept; None where there is nothing, or nothing that can be used."""
+    try:
+        images: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return images if images.shape == shape and images.dtype == np.uint8 else None
 
 
 def _store(path: Path, images: NDArray[np.uint8]) -> None:

@@ -108,23 +108,37 @@ def _half(array: Any, split: Split) -> Any:
     return array[:DIGITS_NUM_TRAIN] if split == "train" else array[DIGITS_NUM_TRAIN:]
 
 
-def _mnist(data: MnistConfig, split: str) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets import MNIST  # slow to import
+def _mnist(data: MnistConfig, split: Split) -> tuple[Tensor, Tensor]:
+    """Read one split, uint8 [N, 28, 28] and int64 [N].
+
+    Through torchvision's readers of single files: its MNIST class would rather take, and unpickle,
+    a `processed/` folder that lies beside them.
+    """
+    from torchvision.datasets.mnist import read_image_file, read_label_file  # slow to import
 
     raw = Path(data.root) / "MNIST" / "raw"
     prefix = "train" if split == "train" else "t10k"
-    for name in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
+    names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+    for name in names:
         if not (raw / name).is_file():
             packed = (raw / f"{name}.gz").is_file()
             raise DataError(
                 f"data.root must hold MNIST/raw/{name}",
-                got="only the packed .gz" if packed else f"no file {raw / name}",
+                got=f"only the packed {raw / name}.gz" if packed else f"no file {raw / name}",
                 fix="unpack it with gunzip" if packed else "put the four IDX files of MNIST there",
             )
     try:
-        dataset = MNIST(data.root, train=split == "train", download=False)
-    except (RuntimeError, ValueError, AssertionError) as error:
+        images, labels = read_image_file(str(raw / names[0])), read_label_file(str(raw / names[1]))
+        if images.shape != (len(labels), 28, 28) or not len(labels) or labels.max() > 9:
+            raise ValueError(
+                f"images {list(images.shape)}, labels {list(labels.shape)} up to {labels.max()}"
+                if len(labels)
+                else "no labels"
+            )
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
         raise DataError(
-            "MNIST's IDX files must be readable", got=f"{raw}: {error}", fix="copy them anew"
+            "MNIST's IDX files must be whole, N images of 28x28 and N labels of 0..9",
+            got=f"{raw}/{prefix}-*: {str(error) or 'not an IDX file'}",
+            fix="copy them anew",
         ) from error
-    return dataset.data, dataset.targets
+    return images, labels
