@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 
@@ -104,12 +103,3 @@ def test_the_environment_names_versions_and_hardware(run: RunDirectory):
     assert found["num_cpus"] >= 1
     assert isinstance(found["gpus"], list)
     assert found["stages"] == [{"device": "cpu", "threads": 1}]
-
-
-def test_nothing_beside_the_engine_imports_ray(repository: Path):
-    # Read, not run: importing torch in a fresh process takes longer than all other tests here.
-    for path in (repository / "laminar").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [n for n in names if n.split(".")[0] in ("ray", "actors")], path
