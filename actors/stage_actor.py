@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from actors.mailbox import Aborted, Mailbox
 from actors.wire import SentBytes, count_bytes, from_arrays, to_arrays
+from laminar.allocator import keep_freed_memory
 from laminar.checkpoint import SavedPart, load_tensors, read_manifest, write_part
 from laminar.data import num_test_batches, open_inputs, open_labels
 from laminar.engine import BatchDone, Direction, Program, Receive, Send, evaluation, training_phase
@@ -68,6 +69,7 @@ class StageActor:
             For the environment record: device, threads; from stage 0 the data's mean and std.
         """
         torch.set_num_threads(num_threads)
+        keep_freed_memory()
         resources = plan.config.resources
         device = pick_device(resources.device)
         if device.type == "cuda" and 0 < resources.gpus_per_stage < 1:

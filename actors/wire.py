@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -25,8 +25,13 @@ def to_arrays(message: Message) -> list[NDArray[Any]]:
 
 
 def from_arrays(arrays: Sequence[NDArray[Any]]) -> Message:
-    """Copy arrays, which may lie read-only in the object store, into tensors of our own."""
-    return tuple(torch.from_numpy(np.array(array)) for array in arrays)
+    """Return tensors over arrays that may lie read-only in the object store: never write to them.
+
+    Decoding reads them once and makes tensors of its own.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return tuple(torch.from_numpy(array) for array in arrays)
 
 
 @dataclass(frozen=True)
