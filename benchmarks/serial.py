@@ -48,7 +48,7 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
             loss.backward()
             sgd.param_groups[0]["lr"] = plan.learning_rate(epoch * plan.batches_per_epoch + batch)
             sgd.step()
-            loss_sum += float(loss) * len(y)
+            loss_sum += float(loss.detach()) * len(y)
             correct += int((logits.argmax(1) == y).sum())
         seconds = time.perf_counter() - started
         num = plan.batches_per_epoch * config.batch_size
