@@ -22,7 +22,7 @@ from laminar.data import describe, load_images, with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError, UserError
 from laminar.evaluation import find_checkpoint
 from laminar.plan import Plan, make_plan
-from laminar.progress import Callback, EpochEnd, Event, Progress
+from laminar.progress import Callback, DataProgress, EpochEnd, Event
 from laminar.run_directory import RunDirectory
 
 _POLL_S = 0.25
@@ -124,7 +124,7 @@ class LayerParallelTrainer:
         if self._address is None:
             plan = make_plan(config, describe(config.data))
             for split in ("train", "test"):
-                load_images(config.data, split)
+                load_images(config.data, split, self._tell_data)
         else:
             plan = _plan_from_afar(config, self._address)
         if not self._is_new:
@@ -199,7 +199,10 @@ class LayerParallelTrainer:
             if ready:
                 return dict(ray.get(result))
 
-    def _tell(self, event: Event | Progress) -> None:
+    def _tell_data(self, num_done: int, num_images: int) -> None:
+        self._tell(DataProgress(num_done, num_images))
+
+    def _tell(self, event: Event) -> None:
         if self._callback is not None:
             self._callback(event)
 

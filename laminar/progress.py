@@ -32,11 +32,19 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class DataProgress:
+    """Images are being decoded, before training begins."""
+
+    num_done: int
+    num_images: int
+
+
+@dataclass(frozen=True)
 class EpochEnd:
     """An epoch is over: the line that went into metrics.jsonl."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | EpochEnd
+Event = Progress | DataProgress | EpochEnd
 Callback = Callable[[Event], None]

@@ -65,6 +65,14 @@ class ProgressDisplay:
                 self._console.print(
                     _line(event.metrics, self._num_epochs), highlight=False, soft_wrap=True
                 )
+        elif isinstance(event, events.DataProgress):
+            self._bar.update(
+                self._task,
+                description="reading images",
+                completed=event.num_done,
+                total=event.num_images,
+                figures=f"{event.num_done:,} of {event.num_images:,}",
+            )
         else:
             self._num_epochs = event.num_epochs
             self._bar.update(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from laminar.progress import EpochEnd, Progress
+from laminar.progress import DataProgress, EpochEnd, Progress
 from service.progress import ProgressDisplay
 
 METRICS: dict[str, Any] = {
@@ -63,6 +63,14 @@ def test_a_terminal_shows_where_the_run_stands():
     for words in ("epoch 3/10", "parallel", "25%", "1,500 samples/s", "ETA 2:05"):
         assert words in shown
     assert "loss 0.654  accuracy 78.9%" in shown
+
+
+def test_a_terminal_shows_images_being_read():
+    screen = console(is_terminal=True)
+    with ProgressDisplay(screen) as display:
+        display(DataProgress(500, 2000))
+    for words in ("reading images", "25%", "500 of 2,000"):
+        assert words in text_of(screen)
 
 
 def test_a_terminal_shows_finished_epochs_in_a_table():
