@@ -1,0 +1,104 @@
+"""What the documentation says works: its commands, its Python, its links, the files it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(readme: str) -> list[str]:
+    """Return the commands of the README in their order, without their comments."""
+    lines = "".join(blocks(readme, "console")).splitlines()
+    return [line.removeprefix("$ ").partition("  #")[0].rstrip() for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text()
+
+
+def run(command: list[str], cwd: Path, timeout_s: float = 300) -> str:
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.timeout(400)
+def test_make_train_trains_digits_to_97_percent(readme: str, repository: Path, tmp_path: Path):
+    """The main job: two stage actors, the filter on, at least 85% of the passes parallel."""
+    assert commands(readme)[:2] == ["make train", "make test"]
+    storage = tmp_path / "runs"
+    make = ["make", f"VENV={BIN.parent}", f"ARGS=--storage-path {storage} --name digits"]
+    if not (BIN.parent / ".installed").exists():  # another virtual environment runs this test
+        make += ["--assume-old", str(BIN.parent / ".installed")]
+    run([*make, "train"], repository)
+    metrics = [json.loads(line) for line in (storage / "digits/metrics.jsonl").open()]
+    assert metrics[-1]["test_accuracy"] >= 0.97
+    assert metrics[-1]["parallel_fraction"] >= 0.85
+    config = (storage / "digits/config.yaml").read_text()
+    for words in ("num_stages: 2", "name: digits", "pool: 2", "cast: fp16"):
+        assert words in config
+    assert (storage / "digits/plot.png").stat().st_size > 10_000
+    assert "pytest" in run(["make", "--dry-run", "test"], repository)
+
+
+@pytest.mark.timeout(400)
+def test_the_commands_of_the_readme_run(readme: str, tmp_path: Path):
+    found = [command for command in commands(readme) if not command.startswith("make ")]
+    assert len(found) >= 5
+    for command in found:
+        run(command.split(), tmp_path)
+    assert (tmp_path / "runs/first/plot.png").is_file()
+
+
+@pytest.mark.timeout(200)
+def test_the_python_of_the_readme_runs(readme: str, tmp_path: Path):
+    (program,) = blocks(readme, "python")
+    assert len([line for line in program.splitlines() if line.strip()]) <= 10
+    (tmp_path / "program.py").write_text(program)
+    accuracy, checkpoint = run([sys.executable, "program.py"], tmp_path).split()
+    assert 0 < float(accuracy) <= 1
+    assert (Path(checkpoint) / "manifest.json").is_file()
+
+
+def test_relative_links_lead_somewhere(repository: Path):
+    pages = [*repository.glob("*.md"), *repository.glob("docs/**/*.md")]
+    assert len(pages) > 5
+    broken = []
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(repository)}: {target}")
+    assert broken == []
+
+
+def test_files_that_the_pages_name_exist(repository: Path):
+    """`laminar/engine.py`, `benchmarks/speed` and the like, wherever a page names them."""
+    folders = "laminar|actors|service|tuning|tests|benchmarks|docs|docker"
+    missing = []
+    for page in [*repository.glob("*.md"), *repository.glob("docs/**/*.md")]:
+        for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()):
+            if not (repository / name).exists():
+                missing.append(f"{page.relative_to(repository)}: {name}")
+    assert missing == []
+
+
+def test_the_readme_runs_on_the_tools_it_names():
+    assert shutil.which("make")
+    assert (BIN / "laminar").is_file()
