@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -15,6 +18,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from actors.family import Family
 from laminar.config import Config, ResourceConfig
 from laminar.errors import ResourceError
 
@@ -24,6 +28,9 @@ _QUIET = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_HERE = ("localhost", "127.0.0.1")
+_KNOCK_S = 10.0
+
 _DAEMONS = {
     # Two cores are the target: what only a dashboard would read is not gathered.
     "enable_metrics_collection": False,
@@ -50,8 +57,28 @@ def ray_cluster(address: str | None, config: Config) -> Iterator[None]:
         return
     if address is None:
         _check_this_machine(config.resources, config.num_stages)
+    family = Family()
     try:
-        _connect(address, config)
+        _connect(address, config, family)
+        yield
+    finally:
+        try:
+            family.remember()
+            ray.shutdown()
+        finally:
+            family.end()
+
+
+def _connect(address: str | None, config: Config, family: Family) -> None:
+    try:
+        with _own_sigterm(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if address is None:
+                with family.marked():
+                    _start(config)
+            else:
+                _knock(address)
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ResourceError(
             "Ray must be reachable" if address else "a local Ray must start",
@@ -60,28 +87,52 @@ def ray_cluster(address: str | None, config: Config) -> Iterator[None]:
             if address
             else "lower resources.object_store_mb or free memory",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise ConnectionError where nobody listens: Ray takes a minute, and many lines, to say so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or a name that Ray itself looks up
+    here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    hosts = {host, here} if host in _HERE else {host}
+    errors = []
+    for name in sorted(hosts):
+        try:
+            socket.create_connection((name.strip("[]"), int(port)), _KNOCK_S).close()
+        except (OSError, OverflowError) as error:
+            errors.append(error)
+    if len(errors) == len(hosts):
+        raise ConnectionError(errors[0])
+
+
+def _start(config: Config) -> None:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    ray.init(
+        num_cpus=os.cpu_count(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=config.resources.object_store_mb * 10**6,
+        _system_config=_DAEMONS,
+    )
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, if it has one: `ray.init` installs its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    is_ours = callable(before) and threading.current_thread() is threading.main_thread()
     try:
         yield
+    except SystemExit as end:
+        if callable(before) and is_ours and end.code == signal.SIGTERM:
+            before(signal.SIGTERM, None)
+        raise
     finally:
-        ray.shutdown()
-
-
-def _connect(address: str | None, config: Config) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if address is not None:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            return
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        ray.init(
-            num_cpus=os.cpu_count(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=config.resources.object_store_mb * 10**6,
-            _system_config=_DAEMONS,
-        )
+        if is_ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_this_machine(resources: ResourceConfig, num_stages: int) -> None:
@@ -89,6 +140,14 @@ def _check_this_machine(resources: ResourceConfig, num_stages: int) -> None:
 
     have = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     _check(resources, num_stages, have, "this machine has")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if resources.object_store_mb * 10**6 > memory:
+        raise ResourceError(
+            "resources.object_store_mb must fit into this machine's memory",
+            got=resources.object_store_mb,
+            expected=f"<= {memory // 10**6}",
+            fix="lower it; a message takes a few MB",
+        )
 
 
 def _check(resources: ResourceConfig, num_stages: int, have: dict[str, float], where: str) -> None:

@@ -18,6 +18,7 @@ from laminar.allocator import keep_freed_memory
 from laminar.checkpoint import SavedPart, load_tensors, read_manifest, write_part
 from laminar.data import num_test_batches, open_inputs, open_labels
 from laminar.engine import BatchDone, Direction, Program, Receive, Send, evaluation, training_phase
+from laminar.errors import ResourceError
 from laminar.filters import Message
 from laminar.plan import Plan, Segment
 from laminar.stage import Stage, Tally
@@ -47,10 +48,19 @@ class StageProgress:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Return where to compute: `auto` takes the GPU that Ray gave, if torch can see it."""
+    """Return where to compute: `auto` takes the GPU that Ray gave, if torch can see it.
+
+    Raises:
+        ResourceError: `cuda` is wanted and there is none.
+    """
     has_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
     if wanted == "cuda" and not has_gpu:
-        raise RuntimeError("resources.device is cuda, but this stage has no GPU that torch can use")
+        raise ResourceError(
+            "resources.device cuda must give every stage a GPU that torch can use",
+            got=f"GPUs {ray.get_gpu_ids()} from Ray, "
+            f"{torch.cuda.device_count()} visible to torch {torch.__version__}",
+            fix="mend the CUDA driver or torch build there, or set resources.device to auto or cpu",
+        )
     return torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
 
 

@@ -109,7 +109,12 @@ class LayerParallelTrainer:
         with ray_cluster(self._address, plan.config), reserve(plan.config) as group:
             if self._is_new:
                 self._run.create(plan.config)
-            metrics = self._fit_with_retries(plan, group)
+            try:
+                metrics = self._fit_with_retries(plan, group)
+            except UserError:
+                if self._is_new:
+                    self._run.discard()
+                raise
         newest = find_checkpoint(self._run.path)
         return ray.train.Result(
             metrics=metrics,

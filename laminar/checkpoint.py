@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laminar import __version__
-from laminar.config import Config
+from laminar.config_file import validate_config
 from laminar.errors import CheckpointError
 from laminar.plan import Plan, Problem, make_plan
 
@@ -118,12 +118,13 @@ def read_manifest(folder: Path) -> Manifest:
             )
         problem = content["problem"]
         problem["image_shape"] = tuple(problem["image_shape"])
-        plan = make_plan(Config.model_validate(content["config"]), Problem(**problem))
+        plan = make_plan(validate_config(content["config"]), Problem(**problem))
         parts = tuple(SavedPart(**part) for part in content["parts"])
-        return Manifest(folder, int(content["epoch"]), plan, parts, content["data"])
+        data = {name: [float(v) for v in content["data"][name]] for name in ("mean", "std")}
+        return Manifest(folder, int(content["epoch"]), plan, parts, data)
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 

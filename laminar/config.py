@@ -174,6 +174,26 @@ class ResourceConfig(_Model):
         120.0, gt=0, description="Longest wait for a neighbour before the run fails, in seconds."
     )
 
+    @model_validator(mode="after")
+    def _gpus_are_shared_or_whole(self) -> ResourceConfig:
+        if self.gpus_per_stage > 1 and self.gpus_per_stage != int(self.gpus_per_stage):
+            raise ConfigError(
+                "resources.gpus_per_stage must be a fraction of one GPU or a whole number",
+                got=self.gpus_per_stage,
+                fix="round it",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cuda_has_a_gpu(self) -> ResourceConfig:
+        if self.device == "cuda" and not self.gpus_per_stage:
+            raise ConfigError(
+                "resources.device cuda must have resources.gpus_per_stage > 0",
+                got=self.gpus_per_stage,
+                fix="give each stage a GPU or a fraction of one, or set resources.device to auto",
+            )
+        return self
+
 
 class Config(_Model):
     """A whole training run."""

@@ -30,6 +30,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     tree = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
         _apply(tree, override)
+    return validate_config(tree)
+
+
+def validate_config(tree: dict[str, Any]) -> Config:
+    """Make a configuration of plain mappings, lists and values.
+
+    Raises:
+        ConfigError: Unknown key or value out of range.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

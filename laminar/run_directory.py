@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -47,13 +48,29 @@ class RunDirectory:
                 "the run's folder must be writable", got=error, fix="choose another --storage-path"
             ) from error
 
+    def discard(self) -> None:
+        """Remove a run that never began, so that its name is free again; keep one that did."""
+        if self.read_metrics() or self.checkpoints.exists():
+            return
+        for file in (self.config_file, self.metrics_file, self.environment_file):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
     def check_is_free(self) -> None:
-        """Raise ConfigError if the folder already holds something."""
+        """Raise ConfigError if the folder already holds something, or cannot be made."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
                 "a new run needs an empty folder",
                 got=f"{self.path} is not empty",
                 fix="choose another --name, or continue with `laminar resume`",
+            )
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigError(
+                "the run's folder must be writable",
+                got=f"{there} is {'read-only' if there.is_dir() else 'a file'}",
+                fix="choose another --storage-path",
             )
 
     def open_config(self) -> Config:

@@ -49,7 +49,7 @@ def train(
     set_: Settings = None,
     address: Address = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: the time.")] = None,
-    storage_path: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    storage_path: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
     keep: Keep = 3,
     max_failures: Annotated[
         int, typer.Option(min=0, help="Go on from the last checkpoint so many times.")
@@ -65,7 +65,7 @@ def train(
         from actors import LayerParallelTrainer
 
         run_config = RunConfig(
-            storage_path=str(storage_path),
+            storage_path=storage_path,
             name=name or _time_stamp(),
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
             failure_config=FailureConfig(max_failures=max_failures),
@@ -107,7 +107,8 @@ def evaluate(
 
     if split not in ("test", "train"):
         raise ConfigError("--split must be test or train", got=split, fix="choose one of them")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating")
         result = evaluate_run(
             run,
@@ -156,6 +157,9 @@ def _fit(make: Any, quiet: bool) -> None:
         stopped = None
     except RunStopped as error:
         path, stopped = error.run_path, error
+    except KeyboardInterrupt:
+        out.print("stopped before training began")
+        raise typer.Exit(130) from None
     run = RunDirectory(path)
     metrics = run.read_metrics()
     if metrics:
@@ -192,9 +196,6 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped before training began", file=sys.stderr)
-        sys.exit(130)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

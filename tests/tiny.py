@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from laminar.checkpoint import publish, write_part
 from laminar.config import Config
 from laminar.data import describe, open_inputs, open_labels
 from laminar.plan import Plan, make_plan
 from laminar.reference import Reference
+from laminar.run_directory import RunDirectory
 
 BATCH_SIZE, SIZE = 8, 8
 
@@ -45,6 +48,17 @@ def tiny_plan(num_batches: int = 5, **changes: Any) -> Plan:
 def run_reference(plan: Plan) -> Reference:
     reference = Reference(plan, open_inputs(plan.config), open_labels(plan.config))
     reference.run()
+    return reference
+
+
+def write_run(path: Path, plan: Plan) -> Reference:
+    """Train with the reference and write what a finished run leaves: a run without Ray."""
+    reference = run_reference(plan)
+    RunDirectory(path).create(plan.config)
+    folder = path / "checkpoints" / f"epoch_{plan.config.epochs:04d}"
+    part = write_part(folder, "stage_000.safetensors", reference.state())
+    stats = {"mean": reference.inputs.mean.tolist(), "std": reference.inputs.std.tolist()}
+    publish(folder, epoch=plan.config.epochs, plan=plan, parts=[part], data=stats)
     return reference
 
 

@@ -38,17 +38,12 @@ names = [m.name for m in pkgutil.walk_packages(laminar.__path__, "laminar.")]
 for name in names:
     importlib.import_module(name)
 
-from laminar.checkpoint import publish, write_part
 from laminar.evaluation import evaluate_run
-from tests.tiny import run_reference, tiny_plan
+from tests.tiny import tiny_plan, write_run
 
 run = Path(sys.argv[1])
 plan = tiny_plan(12, num_stages=3, phases=[{"phase": "parallel", "epochs": 2}])
-reference = run_reference(plan)
-folder = run / "checkpoints" / "epoch_0002"
-part = write_part(folder, "all.safetensors", reference.state())
-stats = {"mean": reference.inputs.mean.tolist(), "std": reference.inputs.std.tolist()}
-publish(folder, epoch=2, plan=plan, parts=[part], data=stats)
+reference = write_run(run, plan)
 print(json.dumps({
     "modules": names,
     "num_losses": len(reference.losses),

@@ -56,6 +56,26 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
         RunDirectory(tmp_path / "file" / "run").create(Config())
 
 
+def test_a_run_that_never_began_is_discarded(run: RunDirectory):
+    run.truncate_metrics(0)
+    run.write_environment([])
+    run.discard()
+    assert not run.path.exists()
+
+
+def test_a_run_that_began_is_kept(run: RunDirectory):
+    run.append_metrics(epoch(1))
+    run.discard()
+    assert run.open_config() == Config(epochs=3)
+    assert run.read_metrics() == [epoch(1)]
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_starts(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"must be writable \(got .*file is a file\)"):
+        RunDirectory(tmp_path / "file" / "a" / "run").check_is_free()
+
+
 def test_opening_what_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"must contain config\.yaml.*laminar train"):
         RunDirectory(tmp_path).open_config()

@@ -1,0 +1,299 @@
+"""The command line end to end, on a Ray of its own each time, so few runs serve many tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import yaml
+
+from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
+from laminar.config_file import dump_config
+from laminar.data import describe
+from laminar.plan import make_plan
+from laminar.run_directory import RunDirectory
+from tests.end_to_end.shell import Ended, Process, living, run, wait_until
+from tests.tiny import differing, tiny_config
+
+NUM_EPOCHS = 12
+CONFIG = tiny_config(40, epochs=NUM_EPOCHS, resources={})
+
+
+def newest(path: Path) -> dict[str, Any]:
+    return load_tensors(read_manifest(list_checkpoints(path / "checkpoints")[-1]))
+
+
+def comparable(path: Path) -> list[dict[str, Any]]:
+    """Return the metrics of a run without what two equal runs differ in."""
+    timed = ("seconds", "samples_per_s")
+    lines = RunDirectory(path).read_metrics()
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a configuration file."""
+    path = tmp_path_factory.mktemp("cli")
+    (path / "tiny.yaml").write_text(dump_config(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Ended:
+    """The unbroken run, in runs/one."""
+    return run("train", "tiny.yaml", "--name", "one", "--keep", 2, cwd=folder)
+
+
+@pytest.fixture
+def one(trained: Ended, folder: Path) -> RunDirectory:
+    assert trained.code == 0, trained.err
+    return RunDirectory(folder / "runs" / "one")
+
+
+# -- train -----------------------------------------------------------------------------------
+
+
+def test_train_says_how_well_and_where(trained: Ended, one: RunDirectory):
+    accuracy = one.read_metrics()[-1]["test_accuracy"]
+    assert trained.out.splitlines() == [
+        f"test accuracy {accuracy:.4f}",
+        f"run directory {one.path}",
+        f"plot          {one.plot_file}",
+    ]
+    assert trained.survivors == []
+
+
+def test_train_tells_of_every_epoch_on_stderr(trained: Ended, one: RunDirectory):
+    lines = trained.err.splitlines()
+    assert len(lines) == NUM_EPOCHS
+    for line, metrics in zip(lines, one.read_metrics(), strict=True):
+        assert line.startswith(f"epoch {metrics['epoch']}/{NUM_EPOCHS}: ")
+        assert f"test loss {metrics['test_loss']:.4f}" in line
+        assert line.endswith(" samples/s")
+
+
+def test_the_written_configuration_is_resolved(one: RunDirectory):
+    content = yaml.safe_load(one.config_file.read_text())
+    assert content["cuts"] == [2]
+    assert content["filters"] == [{"pool": 2, "cast": "fp16"}]
+    assert {p["phase"] for p in content["phases"]} == {"correction", "parallel"}
+    assert sum(p["epochs"] for p in content["phases"]) == pytest.approx(NUM_EPOCHS)
+    config = one.open_config()
+    plan = make_plan(CONFIG, describe(CONFIG.data))
+    assert config == plan.config != CONFIG
+    assert make_plan(config, describe(config.data)) == plan
+
+
+def test_metrics_have_a_line_for_each_epoch(one: RunDirectory):
+    lines = [json.loads(line) for line in one.metrics_file.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, NUM_EPOCHS + 1))
+    assert 0 <= lines[-1]["test_accuracy"] <= 1
+    assert lines[-1]["parallel_fraction"] >= 0.85
+    for line in lines:
+        assert sum(p["num_batches"] for p in line["phases"]) == line["num_batches"] == 40
+        assert line["cuts"][0]["boundary"] == 2
+        assert line["cuts"][0]["inline_bytes"] > 0
+
+
+def test_the_environment_is_recorded(one: RunDirectory):
+    found = json.loads(one.environment_file.read_text())
+    assert found["torch"]
+    assert found["ray"]
+    assert [stage["device"] for stage in found["stages"]] == ["cpu", "cpu"]
+
+
+def test_the_newest_checkpoints_are_kept(one: RunDirectory):
+    kept = [f"epoch_{n:04d}" for n in (NUM_EPOCHS - 1, NUM_EPOCHS)]
+    assert [path.name for path in list_checkpoints(one.checkpoints)] == kept
+    assert sorted(path.name for path in one.checkpoints.iterdir()) == kept
+
+
+def test_the_plot_is_a_picture(one: RunDirectory):
+    assert one.plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = matplotlib.image.imread(one.plot_file)
+    assert pixels.shape[0] > 300
+    assert pixels.shape[1] > 600
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+
+
+def test_a_run_is_not_trained_over(one: RunDirectory, folder: Path, laminar: Callable[..., Any]):
+    before = {path: path.stat().st_mtime_ns for path in one.path.rglob("*")}
+    runs = ("--name", "one", "--storage-path", folder / "runs")
+    code, out, err = laminar("train", folder / "tiny.yaml", *runs)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: a new run needs an empty folder")
+    assert len(err.splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in one.path.rglob("*")} == before
+
+
+# -- evaluate --------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_the_accuracy_of_the_last_epoch(one: RunDirectory, folder: Path):
+    done = run("evaluate", one.path, cwd=folder)
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 1
+    found = json.loads(done.out)
+    last = one.read_metrics()[-1]
+    assert found["accuracy"] == last["test_accuracy"]
+    assert found["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+    assert (found["checkpoint"], found["split"]) == (f"epoch_{NUM_EPOCHS:04d}", "test")
+    assert found["num_samples"] == 15
+
+
+def test_evaluate_takes_a_checkpoint_and_a_split(one: RunDirectory, laminar: Callable[..., Any]):
+    name = f"epoch_{NUM_EPOCHS - 1:04d}"
+    code, out, _ = laminar("evaluate", one.path, "--checkpoint", name, "--split", "train")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["checkpoint"], found["num_samples"]) == (name, 40 * 8 + 1)
+
+
+# -- resume ----------------------------------------------------------------------------------
+
+
+def interrupt_group(process: Process) -> None:
+    """What a terminal does at Ctrl-C: the signal goes to everybody in the foreground group."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def stopped_after_a_checkpoint(
+    arguments: list[object], folder: Path, how: Callable[[Process], None]
+) -> Ended:
+    """Run until the run `two` has one more checkpoint, then send a signal."""
+    checkpoints = folder / "runs" / "two" / "checkpoints"
+    before = list_checkpoints(checkpoints)[-1:]
+
+    def stop(process: Process) -> None:
+        wait_until(lambda: list_checkpoints(checkpoints)[-1:] != before, process)
+        how(process)
+
+    return run(*arguments, cwd=folder, while_running=stop)
+
+
+@pytest.fixture(scope="module")
+def interrupted(folder: Path) -> tuple[Ended, list[str]]:
+    """The run `two`, stopped by Ctrl-C, and the checkpoints that it left."""
+    done = stopped_after_a_checkpoint(
+        ["train", "tiny.yaml", "--name", "two"], folder, interrupt_group
+    )
+    return done, [p.name for p in list_checkpoints(folder / "runs" / "two" / "checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def terminated(interrupted: Any, folder: Path) -> tuple[Ended, list[str]]:
+    """The same, resumed and stopped by SIGTERM."""
+    done = stopped_after_a_checkpoint(["resume", "runs/two"], folder, Process.terminate)
+    return done, [p.name for p in list_checkpoints(folder / "runs" / "two" / "checkpoints")]
+
+
+@pytest.mark.parametrize("how", ["interrupted", "terminated"])
+def test_a_signal_ends_a_run_cleanly(how: str, folder: Path, request: pytest.FixtureRequest):
+    done, checkpoints = request.getfixturevalue(how)
+    two = folder / "runs" / "two"
+    assert done.code == 130, done.err
+    assert checkpoints
+    assert done.out.splitlines() == [
+        f"stopped; last checkpoint: {checkpoints[-1]}",
+        f"go on with: laminar resume {two}",
+    ]
+    assert not [line for line in done.err.splitlines() if not line.startswith("epoch ")]
+    assert done.survivors == []
+    assert (two / "plot.png").is_file()
+
+
+def test_a_broken_run_resumes_to_the_same_end(
+    terminated: Any, trained: Ended, one: RunDirectory, folder: Path
+):
+    two = folder / "runs" / "two"
+    assert list_checkpoints(two / "checkpoints")[-1].name != f"epoch_{NUM_EPOCHS:04d}"
+    done = run("resume", "runs/two", "--quiet", cwd=folder)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0] == trained.out.splitlines()[0]
+    assert str(two) in done.out
+    assert comparable(two) == comparable(one.path)
+    assert differing(newest(one.path), newest(two)) == []
+    assert done.survivors == []
+
+
+def test_stopping_while_ray_starts_leaves_nothing(folder: Path):
+    def stop(process: Process) -> None:
+        wait_until(lambda: "raylet" in living(process.pid), process)
+        process.terminate()
+
+    done = run("train", "tiny.yaml", "--name", "three", cwd=folder, while_running=stop)
+    assert done.code == 130
+    assert done.out.startswith("stopped")
+    assert done.err == ""
+    assert done.survivors == []
+
+
+def test_resuming_a_finished_run_says_what_it_reached(
+    one: RunDirectory, trained: Ended, ray_session: Any, laminar: Callable[..., Any]
+):
+    before = one.metrics_file.read_bytes(), newest(one.path)
+    code, out, _ = laminar("resume", one.path, "--quiet")
+    assert code == 0
+    assert out == trained.out
+    assert one.metrics_file.read_bytes() == before[0]
+    assert differing(before[1], newest(one.path)) == []
+
+
+# -- in the Ray of this process, and in a running one ---------------------------------------
+
+
+def test_a_failure_of_the_engine_is_one_line_and_exit_code_1(
+    ray_session: Any, folder: Path, tmp_path: Path, laminar: Callable[..., Any]
+):
+    impatient = ("--set", "resources.message_timeout_s=1e-6")
+    code, out, err = laminar(
+        "train", folder / "tiny.yaml", *impatient, "--storage-path", tmp_path, "--quiet"
+    )
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: training failed: ")
+    assert "message_timeout_s" in err
+
+
+@pytest.fixture(scope="module")
+def address(ray_session: Any) -> str:
+    found: str = ray_session.get_runtime_context().gcs_address
+    return found
+
+
+def test_a_running_cluster_is_used_and_left_running(
+    address: str, ray_session: Any, one: RunDirectory, folder: Path
+):
+    done = run(
+        *("train", "tiny.yaml", "--address", address, "--storage-path", "elsewhere"), cwd=folder
+    )
+    assert done.code == 0, done.err
+    (path,) = (folder / "elsewhere").iterdir()  # without --name the run is named by the time
+    assert f"run directory {path}" in done.out
+    assert comparable(path) == comparable(one.path)
+    assert done.survivors == []
+    assert ray_session.get(ray_session.remote(num_cpus=0)(lambda: 1).remote()) == 1
+
+
+def test_a_folder_that_the_cluster_lacks_is_one_line(address: str, folder: Path):
+    data = ("--set", "data={name: image_folder, root: nowhere}")
+    done = run("train", *data, "--address", address, "--name", "four", cwd=folder)
+    assert (done.code, done.out) == (2, "")
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("error: data.root must hold a folder `train` (got no folder")
+    assert not (folder / "runs" / "four").exists()
+
+
+def test_an_address_where_no_ray_listens_is_one_line(folder: Path):
+    done = run("train", "tiny.yaml", "--address", "127.0.0.1:9", "--name", "five", cwd=folder)
+    assert (done.code, done.out) == (2, "")
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("error: Ray must be reachable (got 127.0.0.1:9")
+    assert not (folder / "runs" / "five").exists()

@@ -1,0 +1,368 @@
+"""Whatever a user gets wrong: one line, exit code 2, and nothing was started.
+
+All rows run in one fresh process, which watches itself: it must initialise no Ray and start no
+other process. What only a running cluster can refuse is in test_placement.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from laminar.checkpoint import MANIFEST, list_checkpoints
+from laminar.config_file import dump_config
+from tests.tiny import tiny_config, tiny_plan, write_run
+
+Prepare = Callable[[Path], None]
+
+LINE = re.compile(r"error: (?P<rule>[^\n]+) \(got (?P<got>[^\n]+)\); (?P<fix>[^\n]+)\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A mistake: the folder it is made in, the command, and what the line must say."""
+
+    name: str
+    command: str
+    words: tuple[str, ...]
+    prepare: Prepare = lambda folder: None
+
+
+def wrong(name: str, settings: str, *words: str, prepare: Prepare = lambda folder: None) -> Row:
+    """A run of `tiny.yaml` with settings on top."""
+    options = " ".join(f"--set {shlex.quote(s)}" for s in settings.split(";"))
+    return Row(name, f"train tiny.yaml {options}", words, prepare)
+
+
+# -- folders to fail in ----------------------------------------------------------------------
+
+
+def images(folder: Path) -> None:
+    """A good image folder of two classes, two images each."""
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for i in range(2):
+                image = Image.fromarray(np.full((8, 8, 3), 100 * i, np.uint8))
+                image.save(folder / "data" / split / name / f"{i}.png")
+
+
+def other_classes(folder: Path) -> None:
+    images(folder)
+    (folder / "data/train/bee").rename(folder / "data/train/wasp")
+
+
+def empty_class(folder: Path) -> None:
+    images(folder)
+    for path in (folder / "data/test/bee").iterdir():
+        path.unlink()
+
+
+def broken_image(folder: Path) -> None:
+    images(folder)
+    path = folder / "data/train/bee/1.png"
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def mnist(folder: Path, suffix: str = "", damage: bytes = b"") -> None:
+    raw = folder / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        pixels = struct.pack(">BBBBIII", 0, 0, 8, 3, 9, 28, 28) + bytes(9 * 784)
+        (raw / f"{prefix}-images-idx3-ubyte{suffix}").write_bytes(pixels + damage)
+        labels = struct.pack(">BBBBI", 0, 0, 8, 1, 9) + bytes(9)
+        (raw / f"{prefix}-labels-idx1-ubyte{suffix}").write_bytes(labels)
+
+
+def packed_mnist(folder: Path) -> None:
+    mnist(folder, suffix=".gz")
+
+
+def damaged_mnist(folder: Path) -> None:
+    mnist(folder, damage=b"\0")
+
+
+def finished(folder: Path) -> None:
+    """A finished run in `run`."""
+    write_run(folder / "run", tiny_plan(3))
+
+
+def checkpoint(folder: Path) -> Path:
+    return list_checkpoints(folder / "run" / "checkpoints")[-1]
+
+
+def without_checkpoint(folder: Path) -> None:
+    finished(folder)
+    (checkpoint(folder) / MANIFEST).unlink()
+
+
+def flipped_bit(folder: Path) -> None:
+    finished(folder)
+    path = checkpoint(folder) / "stage_000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(folder: Path) -> None:
+    finished(folder)
+    path = checkpoint(folder) / "stage_000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def missing_part(folder: Path) -> None:
+    finished(folder)
+    (checkpoint(folder) / "stage_000.safetensors").unlink()
+
+
+def with_manifest(change: Callable[[dict[str, Any]], None]) -> Prepare:
+    def prepare(folder: Path) -> None:
+        finished(folder)
+        path = checkpoint(folder) / MANIFEST
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return prepare
+
+
+def torn_manifest(folder: Path) -> None:
+    finished(folder)
+    path = checkpoint(folder) / MANIFEST
+    path.write_text(path.read_text()[:200])
+
+
+def list_manifest(folder: Path) -> None:
+    finished(folder)
+    (checkpoint(folder) / MANIFEST).write_text("[]")
+
+
+def other_configuration(folder: Path) -> None:
+    """The run's configuration says another network than its checkpoint."""
+    finished(folder)
+    path = folder / "run" / "config.yaml"
+    path.write_text(dump_config(tiny_plan(3, model={"name": "resnet20", "width": 4}).config))
+
+
+def torn_yaml(folder: Path) -> None:
+    (folder / "bad.yaml").write_text("epochs: [")
+
+
+def occupied(folder: Path) -> None:
+    (folder / "runs" / "mine").mkdir(parents=True)
+    (folder / "runs" / "mine" / "notes.txt").write_text("keep me")
+
+
+def a_file(folder: Path) -> None:
+    (folder / "runs").write_text("a file")
+
+
+FOLDER = "data={name: image_folder, root: data, image_size: 8}"
+MNIST = "data={name: mnist, root: data}"
+
+ROWS = [
+    # values and keys
+    wrong("learning rate", "optimizer.lr=0", "`optimizer.lr`", "greater than 0", "got 0"),
+    wrong("momentum", "optimizer.momentum=1", "`optimizer.momentum`", "less than 1"),
+    wrong("epochs", "epochs=0", "`epochs`", "greater than or equal to 1"),
+    wrong("not a number", "optimizer.lr=.nan", "`optimizer.lr`", "finite"),
+    wrong("network", "model.name=resnet9", "`model.name`", "'resnet8'"),
+    wrong("cast", "filters.cast=fp8", "`filters.cast`", "'int8'"),
+    wrong("order", "parallel.order=last", "`parallel.order`", "backward_first"),
+    wrong("unknown key", "optimiser.lr=1", "`optimiser`", "did you mean `optimizer`?"),
+    wrong("unknown key inside", "parallel.micro_batch=2", "did you mean `micro_batches`?"),
+    wrong("unknown data set", "data.name=minst", "`data.name`", "digits, mnist"),
+    wrong("no value", "epochs", "KEY=VALUE", "got epochs"),
+    Row("no file", "train absent.yaml", ("readable file", "absent.yaml")),
+    Row("not YAML", "train bad.yaml", ("valid YAML", "line 1"),
+        torn_yaml),
+    wrong("micro-batches", "batch_size=6", "multiple of correction.micro_batches", "6 and 4"),
+    wrong("several mistakes", "epochs=0;seed=-1", "`seed`", "(and 1 more)"),
+    # data
+    wrong("no folder", FOLDER, "must hold a folder `train`"),
+    wrong("no root", "data={name: mnist}", "`data.root`", "must be given"),
+    wrong("other classes", FOLDER, "the same classes", "`bee`", prepare=other_classes),
+    wrong("empty class", FOLDER, "at least one image", "test/bee", prepare=empty_class),
+    wrong("broken image", f"{FOLDER};batch_size=4", "every image must be readable", "bee/1.png",
+          prepare=broken_image),
+    wrong("packed MNIST", MNIST, "only the packed", "gunzip", prepare=packed_mnist),
+    wrong("damaged MNIST", MNIST, "IDX files must be whole", prepare=damaged_mnist),
+    wrong("no MNIST", MNIST, "train-images-idx3-ubyte", "four IDX files"),
+    wrong("too few images", FOLDER, "batch_size must be <= number of training images",
+          "got 8, images 4", prepare=images),
+    # network, cuts, filters, phases
+    wrong("too many stages", "num_stages=6", "num_stages must be <= number of blocks", "5 blocks"),
+    wrong("cuts do not add up", "cuts=[1, 2]", "cuts must name the first block", "got 2 cuts"),
+    wrong("cut out of range", "cuts=[5]", "inside the network", "got cut 5", "1..4"),
+    wrong("cuts not increasing", "num_stages=3;cuts=[3, 2]", "strictly increasing", "[3, 2]"),
+    wrong("cut at the start", "cuts=[0]", "positive", "[0]"),
+    wrong("filters do not add up", "filters=[{}, {}]", "one for each cut", "got 2 filters"),
+    wrong("filter too big", "data.image_size=4;cuts=[4];filters.pool=2",
+          "at block 4", "pool 2, map 1x1"),
+    wrong("phases do not add up", "phases=[{phase: parallel, epochs: 3}]",
+          "must sum to `epochs`", "got 3", "expected 2"),
+    wrong("no phase", "phases=[]", "must sum to `epochs`", "got 0"),
+    wrong("too much is exact", "phases={warmup: 0.9, correction: 0.2}", "must be <= 1"),
+    wrong("too short a phase",
+          "num_stages=4;parallel.hop_delay=2;phases=[{phase: parallel, epochs: 2}]",
+          "4(K-1)d ticks", "got 5 batches", ">= 12"),
+    # resources
+    wrong("too few CPUs", "resources.cpus_per_stage=1000", "resources.cpus_per_stage of 1000",
+          "this machine has"),
+    wrong("too few GPUs", "resources.gpus_per_stage=1000", "resources.gpus_per_stage of 1000",
+          "this machine has"),
+    wrong("a GPU and a half", "resources.gpus_per_stage=1.5", "whole number", "got 1.5"),
+    wrong("CUDA without a GPU", "resources.device=cuda", "gpus_per_stage > 0", "auto"),
+    wrong("object store too large", "resources.object_store_mb=1000000000", "object_store_mb"),
+    # where runs are kept
+    Row("remote storage", "train tiny.yaml --storage-path s3://bucket/runs",
+        ("storage_path must be a folder", "got s3://bucket/runs")),
+    Row("folder not empty", "train tiny.yaml --name mine", ("an empty folder", "runs/mine"),
+        occupied),
+    Row("file in the way", "train tiny.yaml --name mine", ("must be writable", "is a file"),
+        a_file),
+    Row("resume no run", "resume nowhere", ("must contain config.yaml", "nowhere")),
+    Row("evaluate no run", "evaluate nowhere", ("must hold a checkpoint", "nowhere")),
+    Row("wrong split", "evaluate nowhere --split valid", ("--split must be test or train",)),
+    # checkpoints
+    Row("no checkpoint", "resume run", ("must hold a checkpoint",), without_checkpoint),
+    Row("no such checkpoint", "evaluate run --checkpoint epoch_0009",
+        ("the checkpoint epoch_0009", "got epoch_0002"), finished),
+    Row("flipped bit", "resume run", ("as they were written", "checksum"), flipped_bit),
+    Row("cut short", "evaluate run", ("as they were written", "another size"), cut_short),
+    Row("part gone", "resume run", ("as they were written", "missing"), missing_part),
+    Row("torn manifest", "resume run", ("as they were written", MANIFEST), torn_manifest),
+    Row("manifest of a list", "evaluate run", ("as they were written", MANIFEST),
+        list_manifest),
+    Row("manifest without figures", "evaluate run", ("as they were written", MANIFEST),
+        with_manifest(lambda content: content.update(data={}))),
+    Row("manifest of another program", "evaluate run", ("as they were written", "`new` must be"),
+        with_manifest(lambda content: content["config"].update(new=1))),
+    Row("other schema", "resume run", ("schema_version", "got 99", "expected 1"),
+        with_manifest(lambda content: content.update(schema_version=99))),
+    Row("other network", "resume run", ("the configuration of its checkpoint", "config.yaml"),
+        other_configuration),
+    Row("other width", "evaluate run", ("must hold", "of the network resnet8", "shape"),
+        with_manifest(lambda content: content["config"]["model"].update(width=8))),
+    Row("deeper network", "evaluate run", ("must hold", "of the network resnet20", "got nothing"),
+        with_manifest(lambda content: content["config"]["model"].update(name="resnet20"))),
+]  # fmt: skip
+
+
+def attempt(row: Row, folder: Path) -> dict[str, Any]:
+    """Make one mistake in this process and return what came of it."""
+    import ray
+
+    from service.cli import main
+
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(dump_config(tiny_config(resources={})))
+    row.prepare(folder)
+    before = sorted(folder.rglob("*"))
+    os.chdir(folder)
+    started.clear()
+    sys.argv = ["laminar", *shlex.split(row.command)]
+    out, err = io.StringIO(), io.StringIO()
+    code: object = "none"
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:
+            code = f"{type(error).__name__}: {error}"
+    made = [str(p) for p in sorted(folder.rglob("*")) if p not in before]
+    return {
+        "code": code,
+        "out": out.getvalue(),
+        "err": err.getvalue(),
+        "has_ray": ray.is_initialized(),
+        "started": list(started),
+        "made": made,
+    }
+
+
+started: list[str] = []
+"""Programs that this process has started."""
+
+
+def note_processes(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty"):
+        started.append(f"{event} {arguments[:2]}")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("errors")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.end_to_end.test_errors", str(folder)],
+        cwd=repository,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_a_mistake_is_one_line_before_anything_starts(row: Row, results: dict[str, Any]):
+    found = results[row.name]
+    assert found["code"] == 2, found
+    assert found["out"] == ""
+    line = LINE.fullmatch(found["err"])
+    assert line, found["err"]
+    assert [word for word in row.words if word not in found["err"]] == []
+    assert not found["has_ray"]
+    assert found["started"] == []
+    assert found["made"] == []
+
+
+def test_the_watch_for_processes_would_see_one():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys\n"
+            "from tests.end_to_end.test_errors import note_processes, started\n"
+            "sys.addaudithook(note_processes)\n"
+            "subprocess.run(['true'], check=True)\n"
+            "assert len(started) == 1, started\n",
+        ],
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def main(folder: Path) -> None:
+    """Run all rows; nothing but results.json leaves this process."""
+    import torch
+
+    import service.plot  # noqa: F401 - the first time anywhere it starts a program to list fonts
+
+    torch.set_num_threads(1)
+    sys.addaudithook(note_processes)
+    found = {row.name: attempt(row, folder / f"row_{n}") for n, row in enumerate(ROWS)}
+    (folder / "results.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

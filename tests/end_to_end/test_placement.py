@@ -1,0 +1,151 @@
+"""Where stages are put, with two logical GPUs: they exist for Ray, and nothing computes on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+import torch
+
+import actors.trainer
+from actors import LayerParallelTrainer
+from actors.cluster import reserve
+from actors.coordinator import Stages
+from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
+from laminar.errors import ConfigError, ResourceError
+from tests.tiny import differing, run_reference, tiny_config, tiny_plan
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def resources(**changes: Any) -> dict[str, Any]:
+    return {"cpus_per_stage": 0.25, "message_timeout_s": 60, **changes}
+
+
+def trainer(path: Path, **changes: Any) -> LayerParallelTrainer:
+    run_config = ray.train.RunConfig(storage_path=str(path), name="run")
+    return LayerParallelTrainer(tiny_config(12, **changes), run_config=run_config)
+
+
+def newest(path: Path) -> dict[str, Any]:
+    return load_tensors(read_manifest(list_checkpoints(path / "run" / "checkpoints")[-1]))
+
+
+@pytest.fixture
+def no_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wire that trips when the coordinator, who makes all other actors, is about to be made."""
+
+    def trip(**options: Any) -> None:
+        pytest.fail("an actor was about to start")
+
+    monkeypatch.setattr(actors.trainer.Coordinator, "options", trip)
+
+
+def look_around(actor_self: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Runs in a stage actor: which GPUs Ray gave it, and what it reserved."""
+    import ray
+
+    return ray.get_gpu_ids(), ray.get_runtime_context().get_assigned_resources()
+
+
+@pytest.mark.parametrize(("num_stages", "share"), [(2, 1), (4, 0.5), (2, 0.5)])
+def test_stages_get_whole_gpus_or_shares_of_them(num_stages: int, share: float):
+    plan = tiny_plan(
+        12, num_stages=num_stages, resources=resources(gpus_per_stage=share, device="cpu")
+    )
+    with reserve(plan.config) as group:
+        stages = Stages.start(plan, group)
+        infos = stages.setup(plan)
+        seen = ray.get([actor.__ray_call__.remote(look_around) for actor in stages.actors])
+        for actor in stages.actors:
+            ray.kill(actor)
+    assert [info["device"] for info in infos] == ["cpu"] * num_stages
+    assert [reserved["GPU"] for _, reserved in seen] == [share] * num_stages
+    assert all(len(gpus) == 1 for gpus, _ in seen)
+    stages_on = Counter(str(gpus[0]) for gpus, _ in seen)
+    assert set(stages_on) <= {"0", "1"}
+    assert max(stages_on.values()) <= 1 / share
+    if num_stages * share == 2:
+        assert set(stages_on.values()) == {1 / share}
+
+
+def test_a_run_with_gpus_computes_on_the_cpu_where_told_to(tmp_path: Path):
+    changes = {"resources": resources(gpus_per_stage=0.5, device="cpu")}
+    result = trainer(tmp_path, **changes).fit()
+    assert result.metrics is not None
+    assert differing(run_reference(tiny_plan(12, **changes)).state(), newest(tmp_path)) == []
+
+
+@pytest.mark.usefixtures("no_actors")
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"gpus_per_stage": 2}, ("resources.gpus_per_stage of 2", "2 GPU", ">= 4 for 2 stages")),
+        ({"cpus_per_stage": 1.5}, ("resources.cpus_per_stage of 1.5", "2 CPU", ">= 3")),
+    ],
+)
+def test_too_few_are_refused_before_any_actor_starts(
+    tmp_path: Path, wanted: dict[str, Any], words: tuple[str, ...]
+):
+    with pytest.raises(ResourceError) as raised:
+        trainer(tmp_path, resources=resources(**wanted)).fit()
+    assert [word for word in words if word not in str(raised.value)] == []
+    assert "the cluster has" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_is_busy_is_refused_after_a_while():
+    config = tiny_config(resources=resources(gpus_per_stage=1))
+    with (
+        reserve(config),
+        pytest.raises(ResourceError, match=r"room for all stages at once.*0 GPU free"),
+        reserve(config, timeout_s=1),
+    ):
+        pytest.fail("there were no GPUs left to give")
+    with reserve(config):
+        pass  # neither of the two has kept anything
+
+
+def test_cuda_needs_a_share_of_a_gpu():
+    with pytest.raises(ConfigError, match="gpus_per_stage > 0"):
+        tiny_config(resources=resources(device="cuda"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here CUDA works")
+def test_cuda_that_is_not_there_is_one_line_before_training(
+    tmp_path: Path, laminar: Callable[..., tuple[int, str, str]]
+):
+    """The cluster says it has GPUs, so only a stage can know that torch cannot use them."""
+    settings = [
+        *("--set", "resources.device=cuda", "--set", "resources.gpus_per_stage=1"),
+        *("--set", "resources.cpus_per_stage=0.25", "--set", "data={name: synthetic}"),
+    ]
+    code, out, err = laminar("train", *settings, "--storage-path", tmp_path, "--name", "run")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: resources.device cuda must give every stage a GPU that torch")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+def test_a_gpu_computes_what_the_cpu_does(tmp_path: Path):
+    """A few batches, before rounding has had time to grow: weights within 1% of their size."""
+    changes = {
+        "epochs": 1,
+        "optimizer": {"lr": 0.01},
+        "resources": resources(gpus_per_stage=0.5, device="cuda"),
+    }
+    trainer(tmp_path, **changes).fit()
+    expected = run_reference(tiny_plan(12, **changes)).state()
+    found = newest(tmp_path)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if tensor.is_floating_point() and name.startswith("model."):
+            scale = tensor.norm().clamp(min=1e-3)
+            assert (found[name] - tensor).norm() <= 0.01 * scale, name
