@@ -48,7 +48,8 @@ def test_make_train_trains_digits_to_97_percent(readme: str, repository: Path, t
     if not (BIN.parent / ".installed").exists():  # another virtual environment runs this test
         make += ["--assume-old", str(BIN.parent / ".installed")]
     run([*make, "train"], repository)
-    metrics = [json.loads(line) for line in (storage / "digits/metrics.jsonl").open()]
+    lines = (storage / "digits/metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
     assert metrics[-1]["test_accuracy"] >= 0.97
     assert metrics[-1]["parallel_fraction"] >= 0.85
     config = (storage / "digits/config.yaml").read_text()
