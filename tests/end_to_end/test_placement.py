@@ -17,7 +17,7 @@ from actors import LayerParallelTrainer
 from actors.cluster import reserve
 from actors.coordinator import Stages
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
-from laminar.errors import ConfigError, ResourceError
+from laminar.errors import ResourceError
 from tests.tiny import differing, run_reference, tiny_config, tiny_plan
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -112,7 +112,7 @@ def test_a_cluster_that_is_busy_is_refused_after_a_while():
 
 
 def test_cuda_needs_a_share_of_a_gpu():
-    with pytest.raises(ConfigError, match="gpus_per_stage > 0"):
+    with pytest.raises(ValueError, match="gpus_per_stage > 0"):
         tiny_config(resources=resources(device="cuda"))
 
 
