@@ -25,9 +25,12 @@ def ray_session():
     """A Ray with two CPUs and two logical GPUs, which exist for placement only."""
     import ray
 
+    from actors.family import Family
+
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with warnings.catch_warnings():
+    family = Family()
+    with family.marked(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(
             num_cpus=NUM_CPUS,
@@ -38,7 +41,9 @@ def ray_session():
             object_store_memory=200 * 10**6,
         )
     yield ray
+    family.remember()
     ray.shutdown()
+    family.end()
 
 
 @pytest.fixture(scope="session")
