@@ -106,15 +106,7 @@ class LayerParallelTrainer:
             TrainingError: A stage failed.
         """
         plan = self._check()
-        with ray_cluster(self._address, plan.config), reserve(plan.config) as group:
-            if self._is_new:
-                self._run.create(plan.config)
-            try:
-                metrics = self._fit_with_retries(plan, group)
-            except UserError:
-                if self._is_new:
-                    self._run.discard()
-                raise
+        metrics = self._run.read_metrics()[-1] if self._is_finished(plan) else self._train(plan)
         newest = find_checkpoint(self._run.path)
         return ray.train.Result(
             metrics=metrics,
@@ -122,6 +114,23 @@ class LayerParallelTrainer:
             error=None,
             path=str(self._run.path),
         )
+
+    def _is_finished(self, plan: Plan) -> bool:
+        """Whether a resumed run has nothing left to train, so that no Ray need start."""
+        if self._is_new:
+            return False
+        return read_manifest(find_checkpoint(self._run.path)).epoch >= plan.config.epochs
+
+    def _train(self, plan: Plan) -> dict[str, Any]:
+        with ray_cluster(self._address, plan.config), reserve(plan.config) as group:
+            if self._is_new:
+                self._run.create(plan.config)
+            try:
+                return self._fit_with_retries(plan, group)
+            except UserError:
+                if self._is_new:
+                    self._run.discard()
+                raise
 
     def _check(self) -> Plan:
         """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
