@@ -133,7 +133,7 @@ class Coordinator:
     Args:
         plan: The resolved run.
         run_path: The run directory, on storage that driver and stages share.
-        placement_group: One bundle per stage.
+        stages: Handles of the K stage actors.
         num_to_keep: Checkpoints to keep; None keeps all.
         checkpoint: Folder to resume from, None to start.
         first_epoch: Epochs already finished.
@@ -143,7 +143,7 @@ class Coordinator:
         self,
         plan: Plan,
         run_path: str,
-        placement_group: PlacementGroup,
+        stages: Sequence[Any],
         *,
         num_to_keep: int | None,
         checkpoint: str | None,
@@ -158,7 +158,7 @@ class Coordinator:
         self._accuracy: float | None = None
         self._finished: list[dict[str, Any]] = []
         self._trained: list[tuple[float, int]] = []
-        self._stages = Stages.start(plan, placement_group)
+        self._stages = Stages(stages)
 
     def setup(self) -> list[dict[str, Any]]:
         """Build the stages and load the checkpoint, if any; return what the stages say."""

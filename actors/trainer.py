@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import ray_cluster, reserve
-from actors.coordinator import Coordinator
+from actors.coordinator import Coordinator, Stages
 from actors.mailbox import Aborted
 from laminar.checkpoint import check_fits, list_checkpoints, load_tensors, read_manifest
 from laminar.config import Config
@@ -174,6 +174,8 @@ class LayerParallelTrainer:
         first_epoch = read_manifest(saved[-1]).epoch if saved else 0
         self._run.truncate_metrics(first_epoch)
         checkpoints = self._run_config.checkpoint_config
+        # Started here, not by the coordinator: each spends seconds importing torch, all at once.
+        stages = Stages.start(plan, group)
         coordinator = Coordinator.options(  # type: ignore[attr-defined]
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=0
@@ -181,7 +183,7 @@ class LayerParallelTrainer:
         ).remote(
             plan,
             str(self._run.path),
-            group,
+            stages.actors,
             num_to_keep=checkpoints.num_to_keep if checkpoints else None,
             checkpoint=str(saved[-1]) if saved else None,
             first_epoch=first_epoch,
@@ -194,7 +196,8 @@ class LayerParallelTrainer:
             newest = list_checkpoints(self._run.checkpoints)
             raise RunStopped(str(self._run.path), newest[-1].name if newest else None) from None
         finally:
-            ray.kill(coordinator)
+            for actor in (coordinator, *stages.actors):
+                ray.kill(actor)
 
     def _watch(self, plan: Plan, coordinator: Any, num_known: int) -> dict[str, Any]:
         infos = ray.get(coordinator.setup.remote())

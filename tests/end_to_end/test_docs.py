@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,8 +97,3 @@ def test_files_that_the_pages_name_exist(repository: Path):
             if not (repository / name).exists():
                 missing.append(f"{page.relative_to(repository)}: {name}")
     assert missing == []
-
-
-def test_the_readme_runs_on_the_tools_it_names():
-    assert shutil.which("make")
-    assert (BIN / "laminar").is_file()

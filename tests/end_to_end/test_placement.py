@@ -38,12 +38,13 @@ def newest(path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def no_actors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wire that trips when the coordinator, who makes all other actors, is about to be made."""
+    """A wire that trips when any actor, coordinator or stage, is about to be made."""
 
-    def trip(**options: Any) -> None:
+    def trip(*args: Any, **options: Any) -> None:
         pytest.fail("an actor was about to start")
 
     monkeypatch.setattr(actors.trainer.Coordinator, "options", trip)
+    monkeypatch.setattr(actors.trainer.Stages, "start", trip)
 
 
 def look_around(actor_self: Any) -> tuple[list[Any], dict[str, Any]]:
