@@ -1,0 +1,99 @@
+"""A whole run: all parts, and what must hold between them."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from laminar.config.base import FrozenModel
+from laminar.config.data import DataConfig, DigitsConfig
+from laminar.config.model import ModelConfig
+from laminar.config.resources import ResourceConfig
+from laminar.config.training import (
+    CorrectionConfig,
+    FilterConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PhaseCycles,
+    PhaseSegment,
+    ScheduleConfig,
+)
+from laminar.errors import ConfigError
+
+
+class Config(FrozenModel):
+    """A whole training run."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and augmentation.")
+    epochs: int = Field(40, ge=1, description="Passes over the training set.")
+    batch_size: int = Field(64, ge=1, description="Samples per update.")
+    eval_batch_size: int = Field(256, ge=1, description="Samples per evaluation message.")
+    num_stages: int = Field(2, ge=1, description="Number of stages, K; one actor each.")
+    cuts: tuple[int, ...] | None = Field(
+        None, description="First block of stages 1..K-1; null cuts by equal cost."
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")
+    data: DataConfig = Field(default_factory=DigitsConfig, description="The data set.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimiser.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate.")
+    filters: FilterConfig | tuple[FilterConfig, ...] = Field(
+        default=FilterConfig(pool=2, cast="fp16"),
+        description="One filter for all cuts, or a list with one for each.",
+    )
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel phase.")
+    correction: CorrectionConfig = Field(
+        default_factory=CorrectionConfig,
+        description="Correction phase.",
+    )
+    phases: PhaseCycles | tuple[PhaseSegment, ...] = Field(
+        default_factory=PhaseCycles,
+        description="Phase plan: cycles by fraction, or a list of segments that sums to `epochs`.",
+    )
+    resources: ResourceConfig = Field(default_factory=ResourceConfig, description="Resources.")
+
+    @model_validator(mode="after")
+    def _micro_batches_divide(self) -> Config:
+        for name in ("parallel", "correction"):
+            count = getattr(self, name).micro_batches
+            if self.batch_size % count:
+                raise ConfigError(
+                    f"batch_size must be a multiple of {name}.micro_batches",
+                    got=f"{self.batch_size} and {count}",
+                    fix="change one of them",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _one_filter_per_cut(self) -> Config:
+        if isinstance(self.filters, tuple) and len(self.filters) != self.num_stages - 1:
+            raise ConfigError(
+                "filters must be one filter or a list with one for each cut",
+                got=f"{len(self.filters)} filters",
+                expected=f"{self.num_stages - 1} for num_stages {self.num_stages}",
+                fix="give one entry per cut, or a single filter without a list",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_increase(self) -> Config:
+        if self.cuts is None:
+            return self
+        if len(self.cuts) != self.num_stages - 1:
+            raise ConfigError(
+                "cuts must name the first block of every stage but the first",
+                got=f"{len(self.cuts)} cuts",
+                expected=f"{self.num_stages - 1} for num_stages {self.num_stages}",
+                fix="give num_stages - 1 cuts, or null for cuts of equal cost",
+            )
+        if any(b <= a for a, b in zip((0, *self.cuts), self.cuts, strict=False)):
+            raise ConfigError(
+                "cuts must be positive and strictly increasing",
+                got=list(self.cuts),
+                fix="sort them and remove repeats; each stage needs at least one block",
+            )
+        return self
+
+    def filter_list(self) -> tuple[FilterConfig, ...]:
+        """Return one filter for each of the K-1 cuts."""
+        if isinstance(self.filters, tuple):
+            return self.filters
+        return (self.filters,) * (self.num_stages - 1)

@@ -1,0 +1,85 @@
+"""Optimiser, schedule, filters and phases."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from laminar.config.base import FrozenModel
+from laminar.errors import ConfigError
+
+
+class OptimizerConfig(FrozenModel):
+    """SGD with momentum and weight decay, as torch.optim.SGD defines it."""
+
+    name: Literal["sgd"] = Field("sgd", description="Optimiser.")
+    lr: float = Field(0.1, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum coefficient mu.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 coefficient, on every parameter.")
+
+
+class ScheduleConfig(FrozenModel):
+    """Learning rate over the batch index: a linear warm-up, then half a cosine to zero."""
+
+    warmup_epochs: float = Field(1.0, ge=0, description="Length of the linear warm-up, in epochs.")
+
+
+class FilterConfig(FrozenModel):
+    """What happens to a tensor where it crosses a cut; part of the network's function."""
+
+    pool: Literal[1, 2, 4] = Field(1, description="Average-pool by this factor, nearest back up.")
+    cast: Literal["fp32", "fp16", "int8"] = Field(
+        "fp32", description="Type on the wire; int8 has one scale per sample and channel."
+    )
+
+
+class ParallelConfig(FrozenModel):
+    """The streamed parallel phase: all stages at once, gradients a few ticks late."""
+
+    micro_batches: int = Field(2, ge=1, description="Micro-batches (ticks) per update, M.")
+    hop_delay: int = Field(1, ge=1, le=64, description="Ticks a message may take, d.")
+    order: Literal["forward_first", "backward_first"] = Field(
+        "forward_first", description="Which half of a tick comes first."
+    )
+    lookahead: bool = Field(
+        True, description="Run forward and backward at the weights predicted for the update."
+    )
+    shrink: float = Field(
+        1.0, gt=0, le=1, description="Multiply a gradient s updates late by this to the power s."
+    )
+
+
+class CorrectionConfig(FrozenModel):
+    """The exact correction phase, a 1F1B pipeline over the same stages."""
+
+    micro_batches: int = Field(4, ge=1, description="Micro-batches per update; 1 is serial.")
+
+
+class PhaseSegment(FrozenModel):
+    """A stretch of training in one phase."""
+
+    phase: Literal["correction", "parallel"] = Field(description="Which phase.")
+    epochs: float = Field(gt=0, description="Length in epochs; fractions are of whole batches.")
+
+
+class PhaseCycles(FrozenModel):
+    """The default plan: an exact warm-up, then cycles of parallel and correction passes."""
+
+    warmup: float = Field(
+        0.05, ge=0, le=1, description="Fraction of all passes that are exact at the start."
+    )
+    correction: float = Field(
+        0.05, ge=0, le=1, description="Fraction of all passes that are exact at the cycles' ends."
+    )
+    num_cycles: int = Field(2, ge=1, description="Number of parallel-then-correction cycles.")
+
+    @model_validator(mode="after")
+    def _fractions(self) -> PhaseCycles:
+        if self.warmup + self.correction > 1:
+            raise ConfigError(
+                "phases.warmup + phases.correction must be <= 1",
+                got=self.warmup + self.correction,
+                fix="lower one of them",
+            )
+        return self
