@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from laminar.config import Config
 from laminar.data import describe, num_test_batches, open_inputs, open_labels, with_absolute_paths
-from laminar.plan import make_plan
+from laminar.loss import num_correct
+from laminar.plan import Plan, make_plan
 from laminar.resnet import build_blocks
 
 
@@ -43,13 +43,13 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
         for batch in range(plan.batches_per_epoch):
             x, y = inputs.train(epoch, batch), labels.train(epoch, batch)
             logits = network(x)
-            loss = F.cross_entropy(logits, y)
+            loss = plan.loss.train(logits, y)
             sgd.zero_grad()
             loss.backward()
             sgd.param_groups[0]["lr"] = plan.learning_rate(epoch * plan.batches_per_epoch + batch)
             sgd.step()
             loss_sum += float(loss.detach()) * len(y)
-            correct += int((logits.argmax(1) == y).sum())
+            correct += num_correct(logits, y)
         seconds = time.perf_counter() - started
         num = plan.batches_per_epoch * config.batch_size
         lines.append(
@@ -59,7 +59,7 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
                 "train_accuracy": correct / num,
                 "seconds": {"serial": seconds},
                 "samples_per_s": num / seconds,
-                **_test(network, config, problem.num_test, inputs, labels),
+                **_test(network, plan, inputs, labels),
             }
         )
         print(f"epoch {epoch + 1}: test accuracy {lines[-1]['test_accuracy']:.4f}", flush=True)
@@ -67,13 +67,11 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _test(
-    network: nn.Module, config: Config, num_test: int, inputs: Any, labels: Any
-) -> dict[str, float]:
+def _test(network: nn.Module, plan: Plan, inputs: Any, labels: Any) -> dict[str, float]:
     network.eval()
-    correct, loss = 0, 0.0
-    for batch in range(num_test_batches(config, num_test)):
+    correct, loss, num_test = 0, 0.0, plan.problem.num_test
+    for batch in range(num_test_batches(plan.config, num_test)):
         logits, y = network(inputs.test(batch)), labels.test(batch)
-        correct += int((logits.argmax(1) == y).sum())
-        loss += float(F.cross_entropy(logits, y, reduction="sum"))
+        correct += num_correct(logits, y)
+        loss += float(plan.loss.test(logits, y)) * len(y)
     return {"test_accuracy": correct / num_test, "test_loss": loss / num_test}

@@ -146,7 +146,7 @@ def _one_line(error: ValidationError, tree: dict[str, Any]) -> ConfigError:
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return ConfigError(f"`{path}` must be a known key", got=f"`{key}`{also}", fix=hint)
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tags = str(first.get("ctx", {}).get("expected_tags", "'digits', 'mnist', 'image_folder'"))
+        tags = str(first.get("ctx", {}).get("expected_tags", "'digits', 'cifar10', 'image_folder'"))
         return ConfigError(
             f"`{path}.name` must name a data set",
             got=f"{first.get('ctx', {}).get('tag', 'nothing')}{also}",

@@ -67,7 +67,7 @@ class Labels(Protocol):
     """Labels of a batch; only the last stage has them."""
 
     def train(self, epoch: int, batch: int) -> Tensor:
-        """Return int64 [B]."""
+        """Return int64 [B]; with mixup fp32 [B, classes], a probability for each class."""
 
     def test(self, batch: int) -> Tensor:
         """Return int64 [b]."""

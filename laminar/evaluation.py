@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
 from laminar.checkpoint import check_fits, list_checkpoints, load_tensors, read_manifest
 from laminar.data import InputBatches, LabelBatches, load_images, load_labels, num_test_batches
 from laminar.errors import CheckpointError
+from laminar.loss import num_correct
 
 
 def find_checkpoint(run: Path, name: str | None = None) -> Path:
@@ -64,16 +64,14 @@ def evaluate_run(
         tensor.copy_(tensors[f"model.{name}"])
     stats = torch.tensor(manifest.data["mean"]), torch.tensor(manifest.data["std"])
     images, labels = load_images(config.data, split), load_labels(config.data, split)
-    inputs, targets = (
-        InputBatches(config, images, images, stats),
-        LabelBatches(config, labels, labels),
-    )
+    inputs = InputBatches(config, images, images, stats)
+    targets = LabelBatches(config, labels, labels)
     num_batches = num_test_batches(config, len(labels))
     loss, correct = 0.0, 0
     for batch in range(num_batches):
         logits, y = module(inputs.test(batch)), targets.test(batch)
-        loss += float(F.cross_entropy(logits, y, reduction="sum"))
-        correct += int((logits.argmax(1) == y).sum())
+        loss += float(plan.loss.test(logits, y)) * len(y)
+        correct += num_correct(logits, y)
         if progress is not None:
             progress(batch + 1, num_batches)
     return {

@@ -12,6 +12,7 @@ from laminar.config import Config, PhaseCycles, PhaseSegment
 from laminar.cuts import block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
 from laminar.filters import Filter, adjoint_scale
+from laminar.loss import CrossEntropy
 from laminar.optimizer import learning_rate
 from laminar.resnet import build_blocks, num_blocks
 from laminar.schedule import min_ticks
@@ -73,6 +74,11 @@ class Plan:
         """Filter of each boundary that has one, by the block that receives."""
         pairs = zip(self.config.cuts or (), self.config.filter_list(), strict=True)
         return {boundary: Filter(f.pool, f.cast) for boundary, f in pairs}
+
+    @property
+    def loss(self) -> CrossEntropy:
+        """The loss phi at the last stage."""
+        return CrossEntropy(self.config.loss.label_smoothing)
 
     @property
     def parallel_fraction(self) -> float:

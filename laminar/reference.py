@@ -7,8 +7,8 @@ a cut. With the forward's own weights and eta = 1/rho the penalty method, the au
 and delayed gradients coincide: the gradient of <kappa, x> + rho/2 |x - lambda|^2 at the x that was
 sent is the adjoint p, and p is what the tables carry.
 
-Shares with the engine the filters, the learning rate and the network; the update, the order of
-events and the handling of weights are written out again, as plainly as they can be.
+Shares with the engine the filters, the loss, the learning rate and the network; the update, the
+order of events and the handling of weights are written out again, as plainly as they can be.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -154,7 +153,7 @@ class Reference:
             leaves.append(x)
         out = functional_call(self.modules[k], weights, (x,))
         if k == self.num_stages - 1:
-            loss = F.cross_entropy(out, self.labels.train(*at).chunk(M)[part])
+            loss = self.plan.loss.train(out, self.labels.train(*at).chunk(M)[part])
             self.losses.append(float(loss.detach()))
             return (loss / M, leaves, s), None
         return (out, leaves, s), self.filters[k].encode(out.detach())

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
 from laminar.filters import Filter, Message, adjoint_scale, spatial_size
+from laminar.loss import num_correct
 from laminar.optimizer import build_sgd, lookahead
 from laminar.plan import Plan
 from laminar.schedule import updates_until_own
@@ -62,6 +62,7 @@ class Stage:
         self._filter_out = None if self.is_last else self._filter_at(bounds[index + 1])
         self._size_in = tuple(plan.shapes[bounds[index]][-2:])
         self._scale = adjoint_scale(config.batch_size)
+        self._loss = plan.loss
         self._visits: dict[int, _Visit] = {}
         self._gradients: list[Tensor] | None = None
         self._ahead: dict[tuple[int, float], list[Tensor]] = {}
@@ -91,7 +92,7 @@ class Stage:
         Args:
             micro: Index within the phase; `backward` names it again.
             x: Images [b, C, H, W] at stage 0, else the message of the stage before.
-            labels: int64 [b] at the last stage, else None.
+            labels: At the last stage int64 [b], or with mixup fp32 [b, classes]; else None.
             num_micro: Micro-batches per update, M.
             s: Updates between this forward and its own update.
             lr: Learning rate of this stage's next update, for look-ahead.
@@ -112,7 +113,7 @@ class Stage:
             out = functional_call(self.module, named, (x_in,))
         if labels is not None:
             labels = labels.to(self.device)
-            loss = F.cross_entropy(out, labels)
+            loss = self._loss.train(out, labels)
             self._count(out.detach(), labels, loss.detach())
             out = loss / num_micro
         self._visits[micro] = _Visit(leaf, out, weights, s)
@@ -202,7 +203,7 @@ class Stage:
         self.module.train()
         if labels is not None:
             labels = labels.to(self.device)
-            self._count(out, labels, F.cross_entropy(out, labels))
+            self._count(out, labels, self._loss.test(out, labels))
         return self._send(out)
 
     def take_tally(self) -> Tally:
@@ -212,7 +213,7 @@ class Stage:
 
     def _count(self, logits: Tensor, labels: Tensor, mean_loss: Tensor) -> None:
         self.tally.loss_sum += float(mean_loss) * len(labels)
-        self.tally.num_correct += int((logits.argmax(1) == labels).sum())
+        self.tally.num_correct += num_correct(logits, labels)
         self.tally.num_samples += len(labels)
 
     def _receive(self, message: Message) -> Tensor:

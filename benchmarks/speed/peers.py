@@ -60,7 +60,6 @@ def _serve(pipe: Any, make: Callable[..., Steps], args: tuple[Any, ...]) -> None
 def serial(tree: dict[str, Any], num_threads: int) -> Steps:
     """Augment, forward, backward and update of the whole network, as anybody would write it."""
     import torch
-    import torch.nn.functional as F
 
     plan, inputs, labels = _open(tree, num_threads)
     network = plan.build_stage_module(0, plan.bounds[-1]).train()
@@ -69,7 +68,7 @@ def serial(tree: dict[str, Any], num_threads: int) -> Steps:
     def run(num_steps: int) -> None:
         for step in range(num_steps):
             batch = step % plan.batches_per_epoch
-            loss = F.cross_entropy(network(inputs.train(0, batch)), labels.train(0, batch))
+            loss = plan.loss.train(network(inputs.train(0, batch)), labels.train(0, batch))
             sgd.zero_grad()
             loss.backward()
             sgd.step()
@@ -100,7 +99,6 @@ def first_slice(tree: dict[str, Any], cut: int) -> Steps:
 def last_slice(tree: dict[str, Any], cut: int) -> Steps:
     """Forward from an input that is already there, backward to it and to the weights, update."""
     import torch
-    import torch.nn.functional as F
 
     plan, _, labels = _open(tree, 1)
     module = plan.build_stage_module(cut, plan.bounds[-1]).train()
@@ -109,7 +107,7 @@ def last_slice(tree: dict[str, Any], cut: int) -> Steps:
 
     def run(num_steps: int) -> None:
         for step in range(num_steps):
-            loss = F.cross_entropy(module(x), labels.train(0, step % plan.batches_per_epoch))
+            loss = plan.loss.train(module(x), labels.train(0, step % plan.batches_per_epoch))
             sgd.zero_grad()
             x.grad = None
             loss.backward()

@@ -1,12 +1,16 @@
 """The configuration of a run: frozen pydantic models, one description per field."""
 
 from laminar.config.data import (
+    Cifar10Config,
+    Cifar100Config,
     DataConfig,
     DigitsConfig,
     ImageFolderConfig,
     MnistConfig,
+    ResizedCropConfig,
     SyntheticConfig,
 )
+from laminar.config.loss import LossConfig
 from laminar.config.model import (
     ModelConfig,
 )
@@ -27,18 +31,22 @@ from laminar.config.training import (
 )
 
 __all__ = [
+    "Cifar10Config",
+    "Cifar100Config",
     "Config",
     "CorrectionConfig",
     "DataConfig",
     "DigitsConfig",
     "FilterConfig",
     "ImageFolderConfig",
+    "LossConfig",
     "MnistConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "PhaseCycles",
     "PhaseSegment",
+    "ResizedCropConfig",
     "ResourceConfig",
     "ScheduleConfig",
     "SyntheticConfig",

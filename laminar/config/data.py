@@ -4,16 +4,62 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from laminar.config.base import FrozenModel
+from laminar.errors import ConfigError
+
+
+class ResizedCropConfig(FrozenModel):
+    """A random part of each training image, resized to the whole; as torchvision defines it."""
+
+    scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="Smallest and largest share of the image's area, in 0..1."
+    )
+    ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="Smallest and largest width over height of the part."
+    )
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ResizedCropConfig:
+        for name, (low, high), top in (("scale", self.scale, 1.0), ("ratio", self.ratio, 100.0)):
+            if not 0 < low <= high <= top:
+                raise ConfigError(
+                    f"data.resized_crop.{name} must be two numbers, 0 < smallest <= largest <= "
+                    f"{top:g}",
+                    got=[low, high],
+                    fix="mend them, or leave them out for torchvision's",
+                )
+        return self
 
 
 class _Augmented(FrozenModel):
     crop_padding: int = Field(
         0, ge=0, le=16, description="Zero padding, in pixels, before the random crop; 0 is no crop."
     )
+    resized_crop: ResizedCropConfig | None = Field(
+        None, description="Cut out a random part and resize it; null is none, {} torchvision's."
+    )
     flip: bool = Field(False, description="Mirror each training image with probability 1/2.")
+    cutout: int = Field(
+        0, ge=0, le=1024, description="Side, in pixels, of a square set to the mean; 0 is none."
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Mix pairs of training images and labels by Beta(mixup, mixup); 0 is none.",
+    )
+
+    @model_validator(mode="after")
+    def _one_crop(self) -> _Augmented:
+        if self.crop_padding and self.resized_crop is not None:
+            raise ConfigError(
+                "data.crop_padding must be 0 with data.resized_crop",
+                got=self.crop_padding,
+                fix="choose one of both crops",
+            )
+        return self
 
 
 class DigitsConfig(_Augmented):
@@ -30,6 +76,27 @@ class MnistConfig(_Augmented):
 
     name: Literal["mnist"]
     root: str = Field(description="Folder that holds MNIST/raw/*-ubyte[.gz], as torchvision wants.")
+
+
+class _Cifar(_Augmented):
+    crop_padding: int = Field(
+        4, ge=0, le=16, description="Zero padding, in pixels, before the random crop; 0 is no crop."
+    )
+    flip: bool = Field(True, description="Mirror each training image with probability 1/2.")
+
+
+class Cifar10Config(_Cifar):
+    """CIFAR-10 through torchvision, from the unpacked archive, its checksums verified."""
+
+    name: Literal["cifar10"]
+    root: str = Field(description="Folder that holds cifar-10-batches-py/, as torchvision wants.")
+
+
+class Cifar100Config(_Cifar):
+    """CIFAR-100, its 100 fine classes, from the unpacked archive, its checksums verified."""
+
+    name: Literal["cifar100"]
+    root: str = Field(description="Folder that holds cifar-100-python/, as torchvision wants.")
 
 
 class ImageFolderConfig(_Augmented):
@@ -64,5 +131,11 @@ class SyntheticConfig(_Augmented):
 
 
 DataConfig = Annotated[
-    DigitsConfig | MnistConfig | ImageFolderConfig | SyntheticConfig, Field(discriminator="name")
+    DigitsConfig
+    | MnistConfig
+    | Cifar10Config
+    | Cifar100Config
+    | ImageFolderConfig
+    | SyntheticConfig,
+    Field(discriminator="name"),
 ]

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from laminar.config.base import FrozenModel
 from laminar.config.data import DataConfig, DigitsConfig
+from laminar.config.loss import LossConfig
 from laminar.config.model import ModelConfig
 from laminar.config.resources import ResourceConfig
 from laminar.config.training import (
@@ -33,6 +34,7 @@ class Config(FrozenModel):
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")
     data: DataConfig = Field(default_factory=DigitsConfig, description="The data set.")
+    loss: LossConfig = Field(default_factory=LossConfig, description="Training loss.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimiser.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate.")
     filters: FilterConfig | tuple[FilterConfig, ...] = Field(
@@ -60,6 +62,16 @@ class Config(FrozenModel):
                     got=f"{self.batch_size} and {count}",
                     fix="change one of them",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _mixup_has_pairs(self) -> Config:
+        if self.data.mixup and self.batch_size < 2:
+            raise ConfigError(
+                "batch_size must be >= 2 with data.mixup, which mixes samples of a batch",
+                got=self.batch_size,
+                fix="raise batch_size or set data.mixup to 0",
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,11 +7,18 @@ from laminar.data.batches import (
     open_inputs,
     open_labels,
 )
-from laminar.data.sources import describe, load_images, load_labels, with_absolute_paths
+from laminar.data.sources import (
+    class_names,
+    describe,
+    load_images,
+    load_labels,
+    with_absolute_paths,
+)
 
 __all__ = [
     "InputBatches",
     "LabelBatches",
+    "class_names",
     "describe",
     "load_images",
     "load_labels",

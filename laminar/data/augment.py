@@ -10,8 +10,8 @@ from torch import Tensor
 
 from laminar.data.philox import sample_bits
 
-_ORDER, _AUGMENT = 0, 1
-"""Streams of the generator."""
+_ORDER, _AUGMENT, _CUTOUT = 0, 1, 2
+"""Streams of the generator; mixup has 3, resized crops 16 to 25."""
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
@@ -56,6 +56,34 @@ def augment(
         mirrored = bits[:, 2] >= 1 << 31
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images
+
+
+def cutout(
+    images: Tensor, indices: NDArray[np.int64], *, seed: int, epoch: int, side: int
+) -> Tensor:
+    """Set a square at a random place of each image to zero (DeVries & Taylor 2017).
+
+    arXiv 1708.04552: the middle is uniform over the pixels, so part of the square may lie outside
+    the image. Applied to normalised images, where zero is the mean.
+
+    Args:
+        images: fp32 [B, C, H, W], normalised; written to.
+        indices: int64 [B], sample indices.
+        seed: The run's seed.
+        epoch: From 0.
+        side: Of the square, in pixels.
+
+    Returns:
+        `images`.
+    """
+    bits = torch.from_numpy(sample_bits(seed, epoch, _CUTOUT, indices).astype(np.int64))
+    inside = []
+    for axis, size in enumerate(images.shape[2:]):
+        start = (bits[:, axis, None] * size >> 32) - side // 2
+        place = torch.arange(size)
+        inside.append((place >= start) & (place < start + side))
+    square = inside[0][:, :, None] & inside[1][:, None, :]
+    return images.masked_fill_(square[:, None], 0.0)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from laminar.config import Config
-from laminar.data.augment import augment, channel_stats, epoch_order, normalize
-from laminar.data.sources import load_images, load_labels
+from laminar.data.augment import augment, channel_stats, cutout, epoch_order, normalize
+from laminar.data.mixup import mix_images, mix_labels, mix_weights
+from laminar.data.resized_crop import crop_bits, crop_boxes, resize_boxes
+from laminar.data.sources import class_names, load_images, load_labels
 
 
 def num_test_batches(config: Config, num_test: int) -> int:
@@ -29,6 +31,9 @@ class _Batches:
             self._order = epoch, epoch_order(self._config.seed, epoch, self._num_train)
         size = self._config.batch_size
         return self._order[1][batch * size : (batch + 1) * size]
+
+    def _mix_weights(self, epoch: int, indices: NDArray[np.int64]) -> Tensor:
+        return mix_weights(self._config.seed, epoch, indices, self._config.data.mixup)
 
     def _test_slice(self, batch: int) -> slice:
         size = self._config.eval_batch_size
@@ -59,16 +64,30 @@ class InputBatches(_Batches):
     def train(self, epoch: int, batch: int) -> Tensor:
         """Return fp32 [B, C, H, W]; the ragged last batch of an epoch does not exist."""
         indices = self._train_indices(epoch, batch)
-        data = self._config.data
+        data, seed = self._config.data, self._config.seed
+        images = self._train[torch.from_numpy(indices)]
+        if data.resized_crop is not None:
+            sizes = np.broadcast_to(images.shape[2:], (len(indices), 2))
+            boxes = crop_boxes(
+                crop_bits(seed, epoch, indices),
+                sizes[:, 0],
+                sizes[:, 1],
+                scale=data.resized_crop.scale,
+                ratio=data.resized_crop.ratio,
+            )
+            images = resize_boxes(images, boxes)
         images = augment(
-            self._train[torch.from_numpy(indices)],
+            images,
             indices,
-            seed=self._config.seed,
+            seed=seed,
             epoch=epoch,
             crop_padding=data.crop_padding,
             flip=data.flip,
         )
-        return normalize(images, self.mean, self.std)
+        images = normalize(images, self.mean, self.std)
+        if data.cutout:
+            images = cutout(images, indices, seed=seed, epoch=epoch, side=data.cutout)
+        return mix_images(images, self._mix_weights(epoch, indices)) if data.mixup else images
 
     def test(self, batch: int) -> Tensor:
         """Return fp32 [b, C, H, W], b <= eval_batch_size, in the order of the files."""
@@ -82,15 +101,23 @@ class LabelBatches(_Batches):
         config: The run's configuration.
         train: int64 [N].
         test: int64 [n].
+        num_classes: Number of classes; needed with mixup.
     """
 
-    def __init__(self, config: Config, train: Tensor, test: Tensor) -> None:
+    def __init__(
+        self, config: Config, train: Tensor, test: Tensor, num_classes: int | None = None
+    ) -> None:
         super().__init__(config, len(train))
-        self._train, self._test = train, test
+        self._train, self._test, self._num_classes = train, test, num_classes
 
     def train(self, epoch: int, batch: int) -> Tensor:
-        """Return int64 [B]."""
-        return self._train[torch.from_numpy(self._train_indices(epoch, batch))]
+        """Return int64 [B]; with mixup fp32 [B, num_classes], a probability for each class."""
+        indices = self._train_indices(epoch, batch)
+        labels = self._train[torch.from_numpy(indices)]
+        if not self._config.data.mixup:
+            return labels
+        assert self._num_classes is not None
+        return mix_labels(labels, self._mix_weights(epoch, indices), self._num_classes)
 
     def test(self, batch: int) -> Tensor:
         """Return int64 [b]."""
@@ -106,4 +133,6 @@ def open_inputs(config: Config) -> InputBatches:
 def open_labels(config: Config) -> LabelBatches:
     """Load the labels that the last stage reads; no image is opened."""
     train, test = (load_labels(config.data, split) for split in ("train", "test"))
-    return LabelBatches(config, train, test)
+    # Only mixing asks how many classes there are, which some data sets must read files to say.
+    num_classes = len(class_names(config.data)) if config.data.mixup else None
+    return LabelBatches(config, train, test, num_classes)

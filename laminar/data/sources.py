@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from laminar.config import (
+    Cifar10Config,
+    Cifar100Config,
     Config,
     DataConfig,
     DigitsConfig,
@@ -17,8 +19,9 @@ from laminar.config import (
     MnistConfig,
     SyntheticConfig,
 )
+from laminar.data.cifar import IMAGE_SHAPE, load_cifar
 from laminar.data.image_folder import Report, check_same_classes, list_split, load_split
-from laminar.errors import DataError
+from laminar.errors import ConfigError, DataError
 from laminar.plan import Problem
 
 Split = Literal["train", "test"]
@@ -33,12 +36,29 @@ def describe(data: DataConfig) -> Problem:
 
     Raises:
         DataError: Files or folders are missing.
+        ConfigError: The augmentation does not fit the images.
     """
+    problem = _describe(data)
+    if data.cutout > min(problem.image_shape[1:]):
+        raise ConfigError(
+            "data.cutout must be <= height and width of the images",
+            got=data.cutout,
+            expected=f"<= {min(problem.image_shape[1:])} for {data.name}",
+            fix="lower it; 0 is none",
+        )
+    return problem
+
+
+def _describe(data: DataConfig) -> Problem:
     if isinstance(data, DigitsConfig):
         num = len(_digits()[1])
         return Problem((1, 8, 8), 10, DIGITS_NUM_TRAIN, num - DIGITS_NUM_TRAIN)
     if isinstance(data, MnistConfig):
         return Problem((1, 28, 28), 10, *(len(_mnist(data, s)[1]) for s in ("train", "test")))
+    if isinstance(data, Cifar10Config | Cifar100Config):
+        cifar, cifar_test = load_cifar(data, "train"), load_cifar(data, "test")
+        num_classes = len(cifar.class_names)
+        return Problem(IMAGE_SHAPE, num_classes, len(cifar.labels), len(cifar_test.labels))
     if isinstance(data, ImageFolderConfig):
         train, test = list_split(data, "train"), list_split(data, "test")
         check_same_classes(train, test)
@@ -48,6 +68,19 @@ def describe(data: DataConfig) -> Problem:
         )
     shape = (data.channels, data.image_size, data.image_size)
     return Problem(shape, data.num_classes, data.num_train, data.num_test)
+
+
+def class_names(data: DataConfig) -> tuple[str, ...]:
+    """Return the name of each class, in the order of the labels.
+
+    Raises:
+        DataError: Files or folders are missing.
+    """
+    if isinstance(data, Cifar10Config | Cifar100Config):
+        return load_cifar(data, "test").class_names
+    if isinstance(data, ImageFolderConfig):
+        return list_split(data, "train").class_names
+    return tuple(str(i) for i in range(data.num_classes if data.name == "synthetic" else 10))
 
 
 def load_images(data: DataConfig, split: Split, report: Report | None = None) -> Tensor:
@@ -66,6 +99,8 @@ def load_images(data: DataConfig, split: Split, report: Report | None = None) ->
         return torch.from_numpy(np.round(pixels * (255 / 16)).astype(np.uint8)[:, None])
     if isinstance(data, MnistConfig):
         return _mnist(data, split)[0][:, None]
+    if isinstance(data, Cifar10Config | Cifar100Config):
+        return load_cifar(data, split).images
     if isinstance(data, ImageFolderConfig):
         return load_split(data, split, report)
     generator = torch.Generator().manual_seed(0 if split == "train" else 1)
@@ -80,6 +115,8 @@ def load_labels(data: DataConfig, split: Split) -> Tensor:
         return torch.from_numpy(_half(_digits()[1], split).astype(np.int64))
     if isinstance(data, MnistConfig):
         return _mnist(data, split)[1]
+    if isinstance(data, Cifar10Config | Cifar100Config):
+        return load_cifar(data, split).labels
     if isinstance(data, ImageFolderConfig):
         return torch.tensor(list_split(data, split).labels, dtype=torch.int64)
     num = data.num_train if split == "train" else data.num_test

@@ -97,6 +97,13 @@ def damaged_mnist(folder: Path) -> None:
     mnist(folder, damage=b"\0")
 
 
+def damaged_cifar(folder: Path) -> None:
+    """All of CIFAR-100's files, none of them with the published content."""
+    (folder / "data/cifar-100-python").mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (folder / "data/cifar-100-python" / name).write_bytes(b"not a pickle")
+
+
 def finished(folder: Path) -> None:
     """A finished run in `run`."""
     write_run(folder / "run", tiny_plan(3))
@@ -203,6 +210,18 @@ ROWS = [
     wrong("packed MNIST", MNIST, "only the packed", "gunzip", prepare=packed_mnist),
     wrong("damaged MNIST", MNIST, "IDX files must be whole", prepare=damaged_mnist),
     wrong("no MNIST", MNIST, "train-images-idx3-ubyte", "four IDX files"),
+    wrong("no CIFAR-10", "data={name: cifar10, root: data}", "cifar-10-batches-py/data_batch_1",
+          "nothing is downloaded"),
+    wrong("damaged CIFAR-100", "data={name: cifar100, root: data}", "the published checksums",
+          "cifar-100-python/train", prepare=damaged_cifar),
+    wrong("cutout too large", "data.cutout=9", "data.cutout must be <=", "got 9", "<= 8"),
+    wrong("two crops", "data.resized_crop={}", "data.crop_padding must be 0", "got 1"),
+    wrong("scale of a crop", "data.resized_crop.scale=[0.9, 0.1]", "data.resized_crop.scale",
+          "[0.9, 0.1]"),
+    wrong("nobody to mix with",
+          "data.mixup=1;batch_size=1;parallel.micro_batches=1;correction.micro_batches=1",
+          "batch_size must be >= 2", "data.mixup"),
+    wrong("smoothing", "loss.label_smoothing=1", "`loss.label_smoothing`", "less than 1"),
     wrong("too few images", FOLDER, "batch_size must be <= number of training images",
           "got 8, images 4", prepare=images),
     # network, cuts, filters, phases

@@ -119,6 +119,27 @@ def test_lookahead_and_shrinking(lookahead, shrink):
         assert differing(state, run_reference(case_plan(*case)).state())
 
 
+@pytest.mark.parametrize("num_stages", [1, 3])
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_smoothing_and_augmentation(num_stages, mixup):
+    """Images are mixed at one end and labels at the other, in phases of different micro-batches."""
+    data = tiny_plan().config.data.model_dump() | {
+        "mixup": mixup,
+        "cutout": 3,
+        "crop_padding": 0,
+        "resized_crop": {"scale": [0.3, 1.0]},
+    }
+    plan = tiny_plan(
+        num_stages=num_stages,
+        data=data,
+        loss={"label_smoothing": 0.1},
+        parallel={"micro_batches": 4},
+        correction={"micro_batches": 2},
+        phases=[{"phase": p, "epochs": e} for p, e in PLANS["alternating"](2)],
+    )
+    assert differing(run_reference(plan).state(), _engine(plan).state()) == []
+
+
 def test_late_gradients_by_hand():
     """K=2, M=1, d=1, plain SGD: stage 0's first three gradients meet its initial weights."""
     plan = tiny_plan(

@@ -1,0 +1,173 @@
+"""CIFAR-10 and CIFAR-100: files of the archives' format, and nothing unpickled that is not theirs.
+
+The checksums that torchvision knows are replaced by those of small files; all else is its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from laminar.config import Cifar10Config, Cifar100Config, Config
+from laminar.data import class_names, describe, load_images, load_labels
+from laminar.errors import DataError
+from laminar.plan import Problem, make_plan
+from tests.scripted import ScriptedEngine
+from tests.tiny import differing, run_reference
+
+NAMES = tuple(f"class {letter}" for letter in "abcdefghij")
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes as Python 2 with an old numpy did, which made the archives."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value: str | bytes) -> None:
+        content = value.encode("latin1") if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        module = obj.__module__.replace("numpy._core", "numpy.core")
+        self.write(pickle.GLOBAL + f"{module}\n{name or obj.__qualname__}\n".encode())
+        self.memoize(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.dtype):
+            return np.dtype, (obj.str[1:], 0, 1), (3, obj.str[0], None, None, None, -1, -1, 0)
+        return NotImplemented
+
+
+def write(path: Path, content: dict[str, Any]) -> str:
+    """Write one pickle; return its MD5."""
+    with path.open("wb") as file:
+        Python2Pickler(file, 2).dump(content)
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def pixels(file: str, num: int) -> np.ndarray:
+    rng = np.random.default_rng(list(file.encode()))
+    return rng.integers(0, 256, (num, 3072), dtype=np.uint8)
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five training files and a test file of 6 images each, and the names of the classes."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for kind in ("train_list", "test_list"):
+        files = []
+        for name, _ in getattr(CIFAR10, kind):
+            labels = [(len(name) + i) % 10 for i in range(6)]
+            content = {"batch_label": name, "labels": labels, "data": pixels(name, 6)}
+            files.append([name, write(folder / name, content)])
+        monkeypatch.setattr(CIFAR10, kind, files)
+    md5 = write(folder / "batches.meta", {"label_names": list(NAMES), "num_vis": 3072})
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5})
+    return tmp_path
+
+
+@pytest.fixture
+def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for kind, num in (("train", 12), ("test", 5)):
+        fine = [99 - i for i in range(num)]
+        content = {"coarse_labels": [0] * num, "fine_labels": fine, "data": pixels(kind, num)}
+        md5 = write(folder / kind, content)
+        monkeypatch.setattr(CIFAR100, f"{kind}_list", [[kind, md5]])
+    names = {"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": ["c"]}
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": write(folder / "meta", names)})
+    return tmp_path
+
+
+def test_cifar10_is_read(cifar10: Path):
+    data = Cifar10Config(name="cifar10", root=str(cifar10))
+    assert describe(data) == Problem((3, 32, 32), 10, 30, 6)
+    assert class_names(data) == NAMES
+    train, test = load_images(data, "train"), load_images(data, "test")
+    assert train.dtype == test.dtype == torch.uint8
+    for i in range(5):
+        expected = pixels(f"data_batch_{i + 1}", 6).reshape(6, 3, 32, 32)
+        assert np.array_equal(train[6 * i : 6 * i + 6].numpy(), expected)
+    assert np.array_equal(test.numpy(), pixels("test_batch", 6).reshape(6, 3, 32, 32))
+    assert load_labels(data, "train").tolist() == [2, 3, 4, 5, 6, 7] * 5
+    assert load_labels(data, "test").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_cifar100_is_read_with_its_fine_classes(cifar100: Path):
+    data = Cifar100Config(name="cifar100", root=str(cifar100))
+    assert describe(data) == Problem((3, 32, 32), 100, 12, 5)
+    assert class_names(data)[::99] == ("fine 0", "fine 99")
+    expected = pixels("train", 12).reshape(12, 3, 32, 32)
+    assert np.array_equal(load_images(data, "train").numpy(), expected)
+    assert load_labels(data, "test").tolist() == [99, 98, 97, 96, 95]
+
+
+def test_cifar_is_padded_cropped_and_mirrored_unless_told_otherwise():
+    data = Cifar10Config(name="cifar10", root="x")
+    assert (data.crop_padding, data.flip) == (4, True)
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_an_absent_file_is_named(cifar10: Path, name: str):
+    (cifar10 / "cifar-10-batches-py" / name).unlink()
+    with pytest.raises(DataError, match=rf"cifar-10-batches-py/{name}.*cifar-10-python\.tar\.gz"):
+        describe(Cifar10Config(name="cifar10", root=str(cifar10)))
+
+
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "batches.meta"])
+def test_a_file_of_another_checksum_is_named_and_never_unpickled(cifar10: Path, name: str):
+    marker = cifar10 / "unpickled"
+    content = pickle.dumps({"labels": [], "label_names": [], "data": Trap(marker)})
+    path = cifar10 / "cifar-10-batches-py" / name
+    path.write_bytes(content)
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=f"published checksums.*{name}"):
+            load_images(Cifar10Config(name="cifar10", root=str(cifar10)), split)
+    assert not marker.exists()
+    pickle.loads(content)  # that the trap would have sprung
+    assert marker.exists()
+
+
+def test_the_engine_trains_on_cifar_with_every_augmentation(cifar10: Path):
+    config = Config.model_validate(
+        {
+            "epochs": 2,
+            "batch_size": 8,
+            "num_stages": 3,
+            "model": {"name": "resnet8", "width": 2},
+            "data": {"name": "cifar10", "root": str(cifar10), "cutout": 16, "mixup": 0.4},
+            "loss": {"label_smoothing": 0.1},
+            "phases": [
+                {"phase": "correction", "epochs": 1 / 3},
+                {"phase": "parallel", "epochs": 5 / 3},
+            ],
+            "parallel": {"micro_batches": 8},
+        }
+    )
+    plan = make_plan(config, describe(config.data))
+    engine = ScriptedEngine(plan)
+    engine.run()
+    assert differing(run_reference(plan).state(), engine.state()) == []
