@@ -11,12 +11,13 @@ from torch import nn
 from laminar.config import Config
 from laminar.data import describe, num_test_batches, open_inputs, open_labels, with_absolute_paths
 from laminar.loss import num_correct
+from laminar.optimizer import build_optimizer
 from laminar.plan import Plan, make_plan
 from laminar.resnet import build_blocks
 
 
 def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
-    """Train without cuts, filters or micro-batches; return one metrics line an epoch.
+    """Train without cuts, filters, micro-batches or averages; return one metrics line an epoch.
 
     The weights start where the layer-parallel run's start, and every batch is the same.
     """
@@ -31,10 +32,7 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
         seed=config.seed,
     )
     network = nn.Sequential(*(block.module for block in blocks))
-    o = config.optimizer
-    sgd = torch.optim.SGD(
-        network.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    )
+    optimizer = build_optimizer(network.parameters(), config.optimizer)
     inputs, labels = open_inputs(config), open_labels(config)
     lines = []
     for epoch in range(config.epochs):
@@ -44,10 +42,14 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
             x, y = inputs.train(epoch, batch), labels.train(epoch, batch)
             logits = network(x)
             loss = plan.loss.train(logits, y)
-            sgd.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            sgd.param_groups[0]["lr"] = plan.learning_rate(epoch * plan.batches_per_epoch + batch)
-            sgd.step()
+            if config.optimizer.clip_norm is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.clip_norm)
+            optimizer.param_groups[0]["lr"] = plan.learning_rate(
+                epoch * plan.batches_per_epoch + batch
+            )
+            optimizer.step()
             loss_sum += float(loss.detach()) * len(y)
             correct += num_correct(logits, y)
         seconds = time.perf_counter() - started

@@ -128,12 +128,12 @@ def read_manifest(folder: Path) -> Manifest:
         raise _damaged(path, error) from error
 
 
-def load_tensors(manifest: Manifest, prefix: str = "") -> dict[str, Tensor]:
+def load_tensors(manifest: Manifest, prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:
     """Read a checkpoint's tensors, after comparing each file with its recorded checksum.
 
     Args:
         manifest: From `read_manifest`.
-        prefix: Only names that start with this.
+        prefix: Only names that start with this, or with one of these.
 
     Raises:
         CheckpointError: A file is missing, shortened or altered.
@@ -153,15 +153,35 @@ def load_tensors(manifest: Manifest, prefix: str = "") -> dict[str, Tensor]:
     return tensors
 
 
+def load_network(manifest: Manifest) -> dict[str, Tensor]:
+    """Read parameters and buffers by their names in the network, as evaluation takes them.
+
+    With `ema` the parameters are the averaged ones; buffers are those of training.
+
+    Raises:
+        CheckpointError: A file is damaged, or not of the network it says.
+    """
+    tensors = load_tensors(manifest, ("model.", "ema."))
+    check_fits(tensors, manifest.plan)
+    models = {n: t for n, t in tensors.items() if n.startswith("model.")}
+    averages = {n: t for n, t in tensors.items() if n.startswith("ema.")}
+    return {n.partition(".")[2]: t for n, t in (models | averages).items()}
+
+
 def check_fits(tensors: Mapping[str, Tensor], plan: Plan) -> None:
     """Compare names and shapes with the network of a plan.
 
     Raises:
-        CheckpointError: A tensor of the network is missing or has another shape.
+        CheckpointError: A tensor of the network, or an average of one, is missing or has another
+            shape.
     """
     module = plan.build_stage_module(0, plan.bounds[-1])
-    for name, tensor in module.public_tensors():
-        found = tensors.get(f"model.{name}")
+    wanted = {f"model.{name}": tensor for name, tensor in module.public_tensors()}
+    if plan.config.ema is not None:
+        for key, parameter in module.named_parameters():
+            wanted[f"ema.{module.public_name(key)}"] = parameter
+    for name, tensor in wanted.items():
+        found = tensors.get(name)
         if found is None or found.shape != tensor.shape:
             raise CheckpointError(
                 f"the checkpoint must hold {name} of the network {plan.config.model.name}",

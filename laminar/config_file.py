@@ -6,12 +6,12 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from laminar.config import Config
+from laminar.config import DEFAULT_NAMES, Config
 from laminar.errors import ConfigError
 
 _SEE_SCHEMA = "see `laminar config schema`"
@@ -146,12 +146,11 @@ def _one_line(error: ValidationError, tree: dict[str, Any]) -> ConfigError:
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return ConfigError(f"`{path}` must be a known key", got=f"`{key}`{also}", fix=hint)
     if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tags = str(first.get("ctx", {}).get("expected_tags", "'digits', 'cifar10', 'image_folder'"))
         return ConfigError(
-            f"`{path}.name` must name a data set",
+            f"`{path}.name` must be a known name",
             got=f"{first.get('ctx', {}).get('tag', 'nothing')}{also}",
-            expected=tags.replace("'", ""),
-            fix="mend data.name",
+            expected=", ".join(_names_of(path)),
+            fix=f"mend {path}.name",
         )
     if first["type"] == "missing":
         return ConfigError(f"`{path}` must be given", got=f"nothing{also}", fix=_SEE_SCHEMA)
@@ -174,7 +173,7 @@ def _is_of_chosen_branch(loc: tuple[int | str, ...], tree: dict[str, Any]) -> bo
 def _public_path(loc: tuple[int | str, ...], tree: dict[str, Any]) -> str:
     """Return the dotted path without the names that pydantic gives to branches of unions."""
     parts = [str(part) for part in loc]
-    if parts and parts[0] in ("filters", "phases", "data"):
+    if parts and (parts[0] in ("filters", "phases") or _is_named(parts[0])):
         del parts[1:2]
     return ".".join(parts)
 
@@ -186,13 +185,29 @@ def _known_keys(tree: dict[str, Any], parents: list[str]) -> list[str]:
         if part.isdigit():
             continue
         models = _models_in(model.model_fields[part].annotation)
-        if part == "data":
-            name = tree["data"].get("name")
-            models = [m for m in models if m.model_fields["name"].annotation.__args__[0] == name]  # type: ignore[union-attr]
+        if len(models) > 1 and _is_named(part):
+            name = tree[part].get("name", DEFAULT_NAMES.get(part))
+            models = [m for m in models if name in _names_in(m)]
         if part == "phases":
             models = [models[isinstance(tree["phases"], list)]]
         model = models[0]
     return list(model.model_fields)
+
+
+def _is_named(field: str) -> bool:
+    """Whether a field of the configuration is one of several models, chosen by its `name`."""
+    info = Config.model_fields.get(field)
+    return info is not None and info.discriminator is not None
+
+
+def _names_of(field: str) -> list[str]:
+    """Return the names that a field chooses its model by."""
+    models = _models_in(Config.model_fields[field].annotation)
+    return [name for model in models for name in _names_in(model)]
+
+
+def _names_in(model: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(model.model_fields["name"].annotation)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

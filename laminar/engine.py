@@ -120,7 +120,7 @@ def parallel_phase(
         else:
             yield from _backward(stage, action)
             if (action.micro + 1) % p.micro_batches == 0:
-                stage.update(stage.plan.learning_rate(first + applied))
+                stage.update(first + applied)
                 applied += 1
                 yield BatchDone(applied)
 
@@ -140,7 +140,7 @@ def correction_phase(
                 yield from _forward(stage, micro, images, targets, per_batch)
             else:
                 yield from _backward(stage, type(action)(micro))
-        stage.update(stage.plan.learning_rate(first + batch))
+        stage.update(first + batch)
         yield BatchDone(batch + 1)
 
 

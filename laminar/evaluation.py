@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from laminar.checkpoint import check_fits, list_checkpoints, load_tensors, read_manifest
+from laminar.checkpoint import list_checkpoints, load_network, read_manifest
 from laminar.data import InputBatches, LabelBatches, load_images, load_labels, num_test_batches
 from laminar.errors import CheckpointError
 from laminar.loss import num_correct
@@ -39,7 +39,7 @@ def evaluate_run(
     split: Literal["train", "test"] = "test",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Compute loss and accuracy of a run's checkpoint on the CPU.
+    """Compute loss and accuracy of a run's checkpoint on the CPU, at averaged weights with `ema`.
 
     Args:
         run: Run directory.
@@ -57,11 +57,10 @@ def evaluate_run(
     manifest = read_manifest(find_checkpoint(Path(run), checkpoint))
     plan = manifest.plan
     config = plan.config
-    tensors = load_tensors(manifest, "model.")
-    check_fits(tensors, plan)
+    tensors = load_network(manifest)
     module = plan.build_stage_module(0, plan.bounds[-1]).eval()
     for name, tensor in module.public_tensors():
-        tensor.copy_(tensors[f"model.{name}"])
+        tensor.copy_(tensors[name])
     stats = torch.tensor(manifest.data["mean"]), torch.tensor(manifest.data["std"])
     images, labels = load_images(config.data, split), load_labels(config.data, split)
     inputs = InputBatches(config, images, images, stats)

@@ -12,8 +12,8 @@ from laminar.config import Config, PhaseCycles, PhaseSegment
 from laminar.cuts import block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
 from laminar.filters import Filter, adjoint_scale
+from laminar.learning_rate import learning_rate
 from laminar.loss import CrossEntropy
-from laminar.optimizer import learning_rate
 from laminar.resnet import build_blocks, num_blocks
 from laminar.schedule import min_ticks
 
@@ -89,10 +89,11 @@ class Plan:
     def learning_rate(self, batch: int) -> float:
         """Return the learning rate of the update that applies this batch of the run."""
         return learning_rate(
+            self.config.schedule,
             batch,
             peak=self.config.optimizer.lr,
             num_batches=self.num_batches,
-            warmup_batches=round(self.config.schedule.warmup_epochs * self.batches_per_epoch),
+            batches_per_epoch=self.batches_per_epoch,
         )
 
     def build_stage_module(self, first: int, last: int) -> BlockSequence:

@@ -7,8 +7,9 @@ a cut. With the forward's own weights and eta = 1/rho the penalty method, the au
 and delayed gradients coincide: the gradient of <kappa, x> + rho/2 |x - lambda|^2 at the x that was
 sent is the adjoint p, and p is what the tables carry.
 
-Shares with the engine the filters, the loss, the learning rate and the network; the update, the
-order of events and the handling of weights are written out again, as plainly as they can be.
+Shares with the engine the filters, the loss, the learning rate and the network; the order of events
+and the handling of weights are written out again, as plainly as they can be, and so are the
+optimisers, in `laminar/reference_optimizers.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from torch.func import functional_call
 from laminar.engine import Inputs, Labels
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.plan import Plan, Segment
-
-Tensors = dict[str, Tensor]
+from laminar.reference_optimizers import Optimizer, Tensors, average, clip, make_optimizer
 
 
 class Reference:
@@ -45,8 +45,9 @@ class Reference:
         self.weights: list[Tensors] = [
             {n: p.detach().clone() for n, p in m.named_parameters()} for m in self.modules
         ]
-        self.velocity: list[Tensors] = [
-            {n: torch.zeros_like(w) for n, w in weights.items()} for weights in self.weights
+        self.averages = [{n: w.clone() for n, w in weights.items()} for weights in self.weights]
+        self.optimizers: list[Optimizer] = [
+            make_optimizer(weights, plan.config.optimizer) for weights in self.weights
         ]
         self.filters = [plan.filters[b] for b in bounds[1:-1]]
         self.scale = adjoint_scale(plan.config.batch_size)
@@ -76,7 +77,7 @@ class Reference:
             if not 0 <= i < num_micro:
                 return
             s = i // M - updates[k]
-            ahead = self.predict(k, s, self.lr(segment, updates[k]))
+            ahead = self.predict(k, s, self.index(segment, updates[k]))
             left, message = sent[k - 1].pop(i) if k else (t - d, None)
             assert left == t - d
             graphs[k][i], out = self.forward(k, segment, i, M, ahead, message, s)
@@ -94,7 +95,7 @@ class Reference:
             if reply is not None:
                 replied[k][j] = t, reply
             if j % M == M - 1:
-                self.update(k, gradient[k], self.lr(segment, updates[k]))
+                self.update(k, gradient[k], self.index(segment, updates[k]))
                 updates[k] += 1
 
         for t in range(num_micro + 2 * (K - 1) * d):
@@ -113,22 +114,24 @@ class Reference:
             for i in range(batch * M, (batch + 1) * M):
                 graphs, message = [], None
                 for k in range(self.num_stages):
-                    graph, message = self.forward(k, segment, i, M, self.predict(k, 0), message, 0)
+                    weights = self.predict(k, 0, self.index(segment, batch))
+                    graph, message = self.forward(k, segment, i, M, weights, message, 0)
                     graphs.append(graph)
                 adjoint = None
                 for k in reversed(range(self.num_stages)):
                     adjoint = self.backward(k, graphs[k], adjoint, gradient[k], 1.0)
             for k in range(self.num_stages):
-                self.update(k, gradient[k], self.lr(segment, batch))
+                self.update(k, gradient[k], self.index(segment, batch))
 
-    def predict(self, k: int, s: int, lr: float = 0.0) -> Tensors:
-        """Return W - lr v mu (1 - mu^s) / (1 - mu): stage k's weights s updates from now."""
-        mu = self.plan.config.optimizer.momentum
-        step = lr * mu * (1.0 - mu**s) / (1.0 - mu) if self.plan.config.parallel.lookahead else 0.0
-        return {
-            n: w.sub(self.velocity[k][n], alpha=step).requires_grad_()
-            for n, w in self.weights[k].items()
-        }
+    def predict(self, k: int, s: int, batch: int) -> Tensors:
+        """Return stage k's weights s updates from now, the next being that of a batch.
+
+        Where the optimiser alone would take them with look-ahead, the present ones without.
+        """
+        s = s if self.plan.config.parallel.lookahead else 0
+        lr = self.plan.learning_rate(batch)
+        ahead = self.optimizers[k].ahead(self.weights[k], lr, s)
+        return {n: w.requires_grad_() for n, w in ahead.items()}
 
     def forward(
         self,
@@ -178,28 +181,31 @@ class Reference:
             gradient[name] = gradient[name] + g * factor if name in gradient else g * factor
         return reply
 
-    def update(self, k: int, gradient: Tensors, lr: float) -> None:
-        """SGD: v <- mu v + (g + wd W), W <- W - lr v. Empties `gradient`."""
-        o = self.plan.config.optimizer
-        for name, w in self.weights[k].items():
-            v = self.velocity[k][name]
-            v.mul_(o.momentum).add_(gradient[name].add(w, alpha=o.weight_decay))
-            w.add_(v, alpha=-lr)
+    def update(self, k: int, gradient: Tensors, batch: int) -> None:
+        """Clip, step and average: the update of stage k that applies a batch. Empties `gradient`.
+
+        The norm is that of stage k's own gradient.
+        """
+        c = self.plan.config
+        if c.optimizer.clip_norm is not None:
+            gradient.update(clip(gradient, c.optimizer.clip_norm))
+        self.optimizers[k].step(self.weights[k], gradient, self.plan.learning_rate(batch))
+        if c.ema is not None:
+            average(self.averages[k], self.weights[k], c.ema.decay, batch + 1)
         gradient.clear()
 
-    def lr(self, segment: Segment, batch: int) -> float:
-        """Learning rate of the update that applies a batch of the segment."""
-        at = segment.epoch * self.plan.batches_per_epoch + segment.first_batch + batch
-        return self.plan.learning_rate(at)
+    def index(self, segment: Segment, batch: int) -> int:
+        """Return which batch of the run a batch of the segment is."""
+        return segment.epoch * self.plan.batches_per_epoch + segment.first_batch + batch
 
     def state(self) -> Tensors:
-        """Return the state by the names of `Stage.state`: weights, buffers, momentum."""
+        """Return the state by the names of `Stage.state`: weights, buffers, averages, moments."""
         tensors: Tensors = {}
         for k, module in enumerate(self.modules):
-            for key, buffer in module.named_buffers():
-                tensors[f"model.{module.public_name(key)}"] = buffer.clone()
-            for key, w in self.weights[k].items():
-                name = module.public_name(key)
-                tensors[f"model.{name}"] = w.clone()
-                tensors[f"optimizer.momentum_buffer.{name}"] = self.velocity[k][key].clone()
+            groups = {f"optimizer.{field}": t for field, t in self.optimizers[k].state().items()}
+            groups |= {"model": dict(module.named_buffers()) | self.weights[k]}
+            groups |= {"ema": self.averages[k]} if self.plan.config.ema else {}
+            for group, members in groups.items():
+                for key, tensor in members.items():
+                    tensors[f"{group}.{module.public_name(key)}"] = tensor.clone()
         return tensors

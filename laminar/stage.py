@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from laminar.filters import Filter, Message, adjoint_scale, spatial_size
 from laminar.loss import num_correct
-from laminar.optimizer import build_sgd, lookahead
+from laminar.optimizer import STATE_FIELDS, build_optimizer, clip, ema_decay, lookahead
 from laminar.plan import Plan
 from laminar.schedule import updates_until_own
 
@@ -57,7 +57,8 @@ class Stage:
         self.module.train()
         self._keys = [key for key, _ in self.module.named_parameters()]
         self._parameters: list[Tensor] = [p for _, p in self.module.named_parameters()]
-        self.optimizer = build_sgd(self._parameters, config.optimizer)
+        self.optimizer = build_optimizer(self._parameters, config.optimizer)
+        self._average = [p.detach().clone() for p in self._parameters] if config.ema else None
         self._filter_in = None if self.is_first else self._filter_at(bounds[index])
         self._filter_out = None if self.is_last else self._filter_at(bounds[index + 1])
         self._size_in = tuple(plan.shapes[bounds[index]][-2:])
@@ -109,8 +110,7 @@ class Stage:
             weights, out = self._parameters, self.module(x_in)
         else:
             weights = self._weights_ahead(s, lr)
-            named = dict(zip(self._keys, weights, strict=True))
-            out = functional_call(self.module, named, (x_in,))
+            out = self._call(weights, x_in)
         if labels is not None:
             labels = labels.to(self.device)
             loss = self._loss.train(out, labels)
@@ -145,16 +145,23 @@ class Stage:
         self._accumulate(gradients, self.plan.config.parallel.shrink**visit.s)
         return reply
 
-    def update(self, lr: float) -> None:
-        """Apply the accumulated gradient of a batch with SGD at this learning rate."""
+    def update(self, batch: int) -> None:
+        """Apply the accumulated gradient of this batch of the run at the batch's learning rate."""
         assert self._gradients is not None
+        config = self.plan.config
+        if config.optimizer.clip_norm is not None:
+            self._gradients = clip(self._gradients, config.optimizer.clip_norm)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.param_groups[0]["lr"] = self.plan.learning_rate(batch)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._gradients = None
         self._ahead.clear()
+        if config.ema is not None and self._average is not None:
+            weight = 1.0 - ema_decay(config.ema.decay, batch)
+            for average, parameter in zip(self._average, self._parameters, strict=True):
+                average.lerp_(parameter.detach(), weight)
 
     def updates_until_own(self, micro: int) -> int:
         """Return s of a forward of the parallel phase; see `schedule.updates_until_own`."""
@@ -181,25 +188,36 @@ class Stage:
     def _weights_ahead(self, s: int, lr: float) -> list[Tensor]:
         """Return detached weights for a forward s updates early, shared until the next update."""
         if (s, lr) not in self._ahead:
-            state = self.optimizer.state
-            momentum = self.plan.config.optimizer.momentum
             self._ahead[s, lr] = [
-                (
-                    lookahead(p, state[p]["momentum_buffer"], lr=lr, momentum=momentum, s=s)
-                    if self.plan.config.parallel.lookahead and p in state and momentum
-                    else p.detach().clone()
-                ).requires_grad_()
-                for p in self._parameters
+                self._weight_ahead(p, s, lr).requires_grad_() for p in self._parameters
             ]
         return self._ahead[s, lr]
+
+    def _weight_ahead(self, parameter: Tensor, s: int, lr: float) -> Tensor:
+        config = self.plan.config
+        if not config.parallel.lookahead:
+            return parameter.detach().clone()
+        state = self.optimizer.state.get(parameter, {})
+        return lookahead(parameter, state, config.optimizer, lr=lr, s=s)
+
+    def _call(self, weights: list[Tensor], x: Tensor) -> Tensor:
+        """Run the blocks at these weights, which stand for the module's own."""
+        named = dict(zip(self._keys, weights, strict=True))
+        out: Tensor = functional_call(self.module, named, (x,))
+        return out
 
     # -- evaluation -------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, x: Tensor | Message, labels: Tensor | None) -> Message | None:
-        """Run one batch forward with running statistics; the last stage counts into `tally`."""
+        """Run one batch forward with running statistics; the last stage counts into `tally`.
+
+        With `ema` it runs at the averaged weights. The running statistics of batch norm are those
+        of training: they are moving averages of their own.
+        """
         self.module.eval()
-        out = self.module(self._receive(x) if isinstance(x, tuple) else x.to(self.device))
+        x_in = self._receive(x) if isinstance(x, tuple) else x.to(self.device)
+        out = self.module(x_in) if self._average is None else self._call(self._average, x_in)
         self.module.train()
         if labels is not None:
             labels = labels.to(self.device)
@@ -228,38 +246,51 @@ class Stage:
     # -- state ------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Return parameters, buffers and optimiser state by name, on the CPU, copied.
+        """Return parameters, buffers, averages and optimiser state by name, on the CPU, copied.
 
-        Names do not depend on the cuts: `model.NAME` and `optimizer.momentum_buffer.NAME`.
+        Names do not depend on the cuts: `model.NAME`, `ema.NAME` and `optimizer.FIELD.NAME`, with
+        the fields of torch's own optimiser.
         """
         tensors = {f"model.{n}": t for n, t in self.module.public_tensors()}
         for name, parameter in self._named_parameters():
             for field, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{field}.{name}"] = value
+                tensors[f"optimizer.{field}.{name}"] = value
+        tensors |= {f"ema.{name}": average for name, average in self._named_averages()}
         return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over this stage's part of what `state` returned, at any cuts.
 
         Raises:
-            KeyError: A parameter or buffer of this stage is missing.
+            KeyError: A parameter, buffer or average of this stage is missing.
             ValueError: A tensor has another shape.
         """
         self.discard()
         with torch.no_grad():
             for name, target in self.module.public_tensors():
-                source = tensors[f"model.{name}"]
-                if source.shape != target.shape:
-                    raise ValueError(f"{name}: {tuple(source.shape)} != {tuple(target.shape)}")
-                target.copy_(source)
+                _copy(tensors[f"model.{name}"], target, name)
+            for name, target in self._named_averages():
+                _copy(tensors[f"ema.{name}"], target, name)
         self.optimizer.state.clear()
         for name, parameter in self._named_parameters():
-            key = f"optimizer.momentum_buffer.{name}"
-            if key in tensors:
-                buffer = tensors[key].to(self.device, copy=True)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+            for field in STATE_FIELDS[self.plan.config.optimizer.name]:
+                key = f"optimizer.{field}.{name}"
+                if key in tensors:
+                    # Torch wants the count of updates on the CPU, wherever the parameter is.
+                    device = "cpu" if field == "step" else self.device
+                    value = tensors[key].to(device, copy=True)
+                    self.optimizer.state[parameter][field] = value
+
+    def _named_averages(self) -> Iterable[tuple[str, Tensor]]:
+        for key, average in zip(self._keys, self._average or (), strict=False):
+            yield self.module.public_name(key), average
 
     def _named_parameters(self) -> Iterable[tuple[str, Tensor]]:
         for key, parameter in zip(self._keys, self._parameters, strict=True):
             yield self.module.public_name(key), parameter
+
+
+def _copy(source: Tensor, target: Tensor, name: str) -> None:
+    if source.shape != target.shape:
+        raise ValueError(f"{name}: {tuple(source.shape)} != {tuple(target.shape)}")
+    target.copy_(source)

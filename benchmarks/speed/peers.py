@@ -63,15 +63,15 @@ def serial(tree: dict[str, Any], num_threads: int) -> Steps:
 
     plan, inputs, labels = _open(tree, num_threads)
     network = plan.build_stage_module(0, plan.bounds[-1]).train()
-    sgd = _sgd(plan, network)
+    optimizer = _optimizer(plan, network)
 
     def run(num_steps: int) -> None:
         for step in range(num_steps):
             batch = step % plan.batches_per_epoch
             loss = plan.loss.train(network(inputs.train(0, batch)), labels.train(0, batch))
-            sgd.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            sgd.step()
+            optimizer.step()
 
     assert torch.get_num_threads() == num_threads
     return run
@@ -83,15 +83,15 @@ def first_slice(tree: dict[str, Any], cut: int) -> Steps:
 
     plan, inputs, _ = _open(tree, 1)
     module = plan.build_stage_module(0, cut).train()
-    sgd = _sgd(plan, module)
+    optimizer = _optimizer(plan, module)
     gradient = torch.randn(plan.config.batch_size, *plan.shapes[cut]) * 1e-4
 
     def run(num_steps: int) -> None:
         for step in range(num_steps):
             out = module(inputs.train(0, step % plan.batches_per_epoch))
-            sgd.zero_grad()
+            optimizer.zero_grad()
             out.backward(gradient)
-            sgd.step()
+            optimizer.step()
 
     return run
 
@@ -102,16 +102,16 @@ def last_slice(tree: dict[str, Any], cut: int) -> Steps:
 
     plan, _, labels = _open(tree, 1)
     module = plan.build_stage_module(cut, plan.bounds[-1]).train()
-    sgd = _sgd(plan, module)
+    optimizer = _optimizer(plan, module)
     x = torch.rand(plan.config.batch_size, *plan.shapes[cut]).requires_grad_()
 
     def run(num_steps: int) -> None:
         for step in range(num_steps):
             loss = plan.loss.train(module(x), labels.train(0, step % plan.batches_per_epoch))
-            sgd.zero_grad()
+            optimizer.zero_grad()
             x.grad = None
             loss.backward()
-            sgd.step()
+            optimizer.step()
 
     return run
 
@@ -130,10 +130,7 @@ def _open(tree: dict[str, Any], num_threads: int) -> tuple[Any, Any, Any]:
     return make_plan(config, describe(config.data)), open_inputs(config), open_labels(config)
 
 
-def _sgd(plan: Any, module: Any) -> Any:
-    import torch
+def _optimizer(plan: Any, module: Any) -> Any:
+    from laminar.optimizer import build_optimizer
 
-    o = plan.config.optimizer
-    return torch.optim.SGD(
-        module.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-    )
+    return build_optimizer(module.parameters(), plan.config.optimizer)

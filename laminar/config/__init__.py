@@ -14,6 +14,18 @@ from laminar.config.loss import LossConfig
 from laminar.config.model import (
     ModelConfig,
 )
+from laminar.config.optimization import (
+    DEFAULT_NAMES,
+    AdamWConfig,
+    CosineConfig,
+    EmaConfig,
+    LinearConfig,
+    OneCycleConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SgdConfig,
+    StepConfig,
+)
 from laminar.config.resources import (
     ResourceConfig,
 )
@@ -23,25 +35,29 @@ from laminar.config.run import (
 from laminar.config.training import (
     CorrectionConfig,
     FilterConfig,
-    OptimizerConfig,
     ParallelConfig,
     PhaseCycles,
     PhaseSegment,
-    ScheduleConfig,
 )
 
 __all__ = [
+    "DEFAULT_NAMES",
+    "AdamWConfig",
     "Cifar10Config",
     "Cifar100Config",
     "Config",
     "CorrectionConfig",
+    "CosineConfig",
     "DataConfig",
     "DigitsConfig",
+    "EmaConfig",
     "FilterConfig",
     "ImageFolderConfig",
+    "LinearConfig",
     "LossConfig",
     "MnistConfig",
     "ModelConfig",
+    "OneCycleConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "PhaseCycles",
@@ -49,5 +65,7 @@ __all__ = [
     "ResizedCropConfig",
     "ResourceConfig",
     "ScheduleConfig",
+    "SgdConfig",
+    "StepConfig",
     "SyntheticConfig",
 ]

@@ -8,15 +8,21 @@ from laminar.config.base import FrozenModel
 from laminar.config.data import DataConfig, DigitsConfig
 from laminar.config.loss import LossConfig
 from laminar.config.model import ModelConfig
+from laminar.config.optimization import (
+    CosineConfig,
+    EmaConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SgdConfig,
+    StepConfig,
+)
 from laminar.config.resources import ResourceConfig
 from laminar.config.training import (
     CorrectionConfig,
     FilterConfig,
-    OptimizerConfig,
     ParallelConfig,
     PhaseCycles,
     PhaseSegment,
-    ScheduleConfig,
 )
 from laminar.errors import ConfigError
 
@@ -35,8 +41,9 @@ class Config(FrozenModel):
     model: ModelConfig = Field(default_factory=ModelConfig, description="The network.")
     data: DataConfig = Field(default_factory=DigitsConfig, description="The data set.")
     loss: LossConfig = Field(default_factory=LossConfig, description="Training loss.")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimiser.")
-    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate.")
+    optimizer: OptimizerConfig = Field(default_factory=SgdConfig, description="Optimiser.")
+    schedule: ScheduleConfig = Field(default_factory=CosineConfig, description="Learning rate.")
+    ema: EmaConfig | None = Field(None, description="Averaged weights; null keeps no average.")
     filters: FilterConfig | tuple[FilterConfig, ...] = Field(
         default=FilterConfig(pool=2, cast="fp16"),
         description="One filter for all cuts, or a list with one for each.",
@@ -71,6 +78,17 @@ class Config(FrozenModel):
                 "batch_size must be >= 2 with data.mixup, which mixes samples of a batch",
                 got=self.batch_size,
                 fix="raise batch_size or set data.mixup to 0",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_are_within_the_run(self) -> Config:
+        schedule = self.schedule
+        if isinstance(schedule, StepConfig) and schedule.milestones[-1] >= self.epochs:
+            raise ConfigError(
+                "every milestone of the schedule must be < epochs",
+                got=f"{schedule.milestones[-1]:g} and {self.epochs}",
+                fix="remove it, or train for more epochs",
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Optimiser, schedule, filters and phases."""
+"""Filters and phases."""
 
 from __future__ import annotations
 
@@ -8,21 +8,6 @@ from pydantic import Field, model_validator
 
 from laminar.config.base import FrozenModel
 from laminar.errors import ConfigError
-
-
-class OptimizerConfig(FrozenModel):
-    """SGD with momentum and weight decay, as torch.optim.SGD defines it."""
-
-    name: Literal["sgd"] = Field("sgd", description="Optimiser.")
-    lr: float = Field(0.1, gt=0, description="Peak learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum coefficient mu.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 coefficient, on every parameter.")
-
-
-class ScheduleConfig(FrozenModel):
-    """Learning rate over the batch index: a linear warm-up, then half a cosine to zero."""
-
-    warmup_epochs: float = Field(1.0, ge=0, description="Length of the linear warm-up, in epochs.")
 
 
 class FilterConfig(FrozenModel):

@@ -18,6 +18,7 @@ INTERNAL_NAMES = (
     "function-after",
     "pydantic",
     "DigitsConfig",
+    "SgdConfig",
     "PhaseSegment",
     "https://",
 )
@@ -35,6 +36,15 @@ BAD_FILES = [
     ("epoch: 3", ["`epoch`", "known key", "did you mean `epochs`?"]),
     ("optimizer: {momentm: 0}", ["`optimizer.momentm`", "did you mean `momentum`?"]),
     ("optimizer: {zzz: 0}", ["`optimizer.zzz`", "known here: name, lr, momentum"]),
+    (
+        "optimizer: {name: adamw, momentm: 0}",
+        ["`optimizer.momentm`", "known here: name, lr, beta1"],
+    ),
+    ("optimizer: {name: lion}", ["`optimizer.name`", "got lion", "sgd, adamw"]),
+    ("optimizer: {name: adamw, eps: 0}", ["`optimizer.eps`", "greater than 0"]),
+    ("schedule: {name: step}", ["`schedule.milestones`", "must be given"]),
+    ("schedule: {name: step, milestones: [x]}", ["`schedule.milestones.0`", "valid number"]),
+    ("ema: {dcay: 0.9}", ["`ema.dcay`", "did you mean `decay`?"]),
     (
         "data: {name: minst}",
         ["`data.name`", "got minst", "digits, mnist, cifar10, cifar100, image_folder"],
@@ -151,7 +161,9 @@ def test_a_number_without_a_decimal_point_is_a_number():
             {
                 "num_stages": 3,
                 "cuts": [2, 5],
-                "optimizer": {"lr": 1e-5, "weight_decay": 0},
+                "optimizer": {"name": "adamw", "lr": 1e-5, "weight_decay": 0, "clip_norm": 1},
+                "schedule": {"name": "step", "milestones": [3, 20.5]},
+                "ema": {"decay": 0.9},
                 "data": {"name": "image_folder", "root": "a: b # 'c'", "max_train": 10},
                 "filters": [{"pool": 2}, {"cast": "int8"}],
                 "phases": [{"phase": "correction", "epochs": 1.5}],

@@ -1,14 +1,12 @@
 import itertools
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laminar.config import Config, ModelConfig, OptimizerConfig
+from laminar.config import Config, ModelConfig
 from laminar.cuts import block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
-from laminar.optimizer import build_sgd, learning_rate, lookahead
 from laminar.plan import Problem, make_plan
 from laminar.resnet import build_blocks
 from tests.tiny import tiny_plan
@@ -72,22 +70,3 @@ def test_short_parallel_pieces_are_exact_by_default_and_refused_when_written():
     assert {s.phase for s in plan.segments} == {"correction"}
     with pytest.raises(ConfigError, match=r"4\(K-1\)d"):
         tiny_plan(3, num_stages=4, phases=[{"phase": "parallel", "epochs": 2}])
-
-
-def test_learning_rate_by_hand():
-    rates = [learning_rate(b, peak=1.0, num_batches=6, warmup_batches=2) for b in range(6)]
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.8535533906, 0.5, 0.1464466094])
-
-
-@pytest.mark.parametrize("s", [1, 2, 5])
-def test_lookahead_is_where_momentum_alone_would_go(s):
-    w = torch.randn(7, dtype=torch.float64, requires_grad=True)
-    sgd = build_sgd([w], OptimizerConfig(lr=0.3, momentum=0.8, weight_decay=0.0))
-    w.grad = torch.randn(7, dtype=torch.float64)
-    sgd.step()
-    ahead = lookahead(w, sgd.state[w]["momentum_buffer"], lr=0.3, momentum=0.8, s=s)
-    for _ in range(s):
-        w.grad = torch.zeros_like(w)
-        sgd.step()
-    assert torch.allclose(ahead, w.detach())
-    assert not ahead.requires_grad
