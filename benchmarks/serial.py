@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from laminar.config import Config
+from laminar.config import AdamWConfig, Config, OptimizerConfig
 from laminar.data import describe, num_test_batches, open_inputs, open_labels, with_absolute_paths
 from laminar.loss import num_correct
-from laminar.optimizer import build_optimizer
 from laminar.plan import Plan, make_plan
 from laminar.resnet import build_blocks
 
@@ -32,7 +32,7 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
         seed=config.seed,
     )
     network = nn.Sequential(*(block.module for block in blocks))
-    optimizer = build_optimizer(network.parameters(), config.optimizer)
+    optimizer = torch_optimizer(network.parameters(), config.optimizer)
     inputs, labels = open_inputs(config), open_labels(config)
     lines = []
     for epoch in range(config.epochs):
@@ -66,6 +66,29 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
         )
         print(f"epoch {epoch + 1}: test accuracy {lines[-1]['test_accuracy']:.4f}", flush=True)
     return lines
+
+
+def torch_optimizer(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return torch's own optimiser of these settings; the caller sets `lr` at every update."""
+    parameters = list(parameters)
+    on_gpu = any(p.is_cuda for p in parameters)
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            foreach=on_gpu,
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        foreach=on_gpu,
+    )
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from laminar.config import AdamWConfig, OptimizerConfig, SgdConfig
 
@@ -13,27 +15,76 @@ STATE_FIELDS = {"sgd": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_a
 """What an optimiser keeps for each parameter, by torch's names; a checkpoint holds just this."""
 
 
-def build_optimizer(parameters: Iterable[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return torch's own optimiser over the parameters of a stage; the caller sets `lr`."""
-    parameters = list(parameters)
-    on_gpu = any(p.is_cuda for p in parameters)
-    if isinstance(config, AdamWConfig):
-        return torch.optim.AdamW(
-            parameters,
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
+class Optimizer:
+    """Torch's own update rules over the parameters of a stage, and what they keep.
+
+    Through torch's functional interface: the first object of a class of torch.optim imports
+    torch._dynamo, which each stage would wait for (docs/log.md).
+
+    Args:
+        parameters: Updated in place.
+        config: Which rule.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], config: OptimizerConfig) -> None:
+        self._parameters, self._config = list(parameters), config
+        self._foreach = any(p.is_cuda for p in self._parameters)
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        """By parameter, with the fields of `STATE_FIELDS`; empty before the first update."""
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
+        """Apply one gradient for each parameter at this learning rate."""
+        if isinstance(self._config, AdamWConfig):
+            self._adamw(gradients, self._config, lr)
+        else:
+            self._sgd(gradients, self._config, lr)
+
+    def _sgd(self, gradients: Sequence[Tensor], config: SgdConfig, lr: float) -> None:
+        buffers = [self.state.get(p, {}).get("momentum_buffer") for p in self._parameters]
+        sgd(
+            self._parameters,
+            list(gradients),
+            buffers,
+            lr=lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            dampening=0.0,
+            maximize=False,
+            foreach=self._foreach,
+        )
+        for parameter, buffer in zip(self._parameters, buffers, strict=True):
+            if buffer is not None:
+                self.state[parameter] = {"momentum_buffer": buffer}
+
+    def _adamw(self, gradients: Sequence[Tensor], config: AdamWConfig, lr: float) -> None:
+        for parameter in self._parameters:
+            if parameter not in self.state:
+                moments = (
+                    torch.zeros((), dtype=torch.float32),
+                    *map(torch.zeros_like, (parameter,) * 2),
+                )
+                self.state[parameter] = dict(zip(STATE_FIELDS["adamw"], moments, strict=True))
+        steps, exp_avgs, exp_avg_sqs = (
+            [self.state[p][field] for p in self._parameters] for field in STATE_FIELDS["adamw"]
+        )
+        adamw(
+            self._parameters,
+            list(gradients),
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            steps,
+            lr=lr,
+            beta1=config.beta1,
+            beta2=config.beta2,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            foreach=on_gpu,
+            amsgrad=False,
+            maximize=False,
+            foreach=self._foreach,
         )
-    return torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
-        foreach=on_gpu,
-    )
 
 
 def lookahead(

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from laminar.filters import Filter, Message, adjoint_scale, spatial_size
 from laminar.loss import num_correct
-from laminar.optimizer import STATE_FIELDS, build_optimizer, clip, ema_decay, lookahead
+from laminar.optimizer import STATE_FIELDS, Optimizer, clip, ema_decay, lookahead
 from laminar.plan import Plan
 from laminar.schedule import updates_until_own
 
@@ -57,7 +57,7 @@ class Stage:
         self.module.train()
         self._keys = [key for key, _ in self.module.named_parameters()]
         self._parameters: list[Tensor] = [p for _, p in self.module.named_parameters()]
-        self.optimizer = build_optimizer(self._parameters, config.optimizer)
+        self.optimizer = Optimizer(self._parameters, config.optimizer)
         self._average = [p.detach().clone() for p in self._parameters] if config.ema else None
         self._filter_in = None if self.is_first else self._filter_at(bounds[index])
         self._filter_out = None if self.is_last else self._filter_at(bounds[index + 1])
@@ -151,11 +151,7 @@ class Stage:
         config = self.plan.config
         if config.optimizer.clip_norm is not None:
             self._gradients = clip(self._gradients, config.optimizer.clip_norm)
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.param_groups[0]["lr"] = self.plan.learning_rate(batch)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(self._gradients, self.plan.learning_rate(batch))
         self._gradients = None
         self._ahead.clear()
         if config.ema is not None and self._average is not None:
@@ -279,7 +275,7 @@ class Stage:
                     # Torch wants the count of updates on the CPU, wherever the parameter is.
                     device = "cpu" if field == "step" else self.device
                     value = tensors[key].to(device, copy=True)
-                    self.optimizer.state[parameter][field] = value
+                    self.optimizer.state.setdefault(parameter, {})[field] = value
 
     def _named_averages(self) -> Iterable[tuple[str, Tensor]]:
         for key, average in zip(self._keys, self._average or (), strict=False):

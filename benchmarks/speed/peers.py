@@ -131,6 +131,6 @@ def _open(tree: dict[str, Any], num_threads: int) -> tuple[Any, Any, Any]:
 
 
 def _optimizer(plan: Any, module: Any) -> Any:
-    from laminar.optimizer import build_optimizer
+    from benchmarks.serial import torch_optimizer
 
-    return build_optimizer(module.parameters(), plan.config.optimizer)
+    return torch_optimizer(module.parameters(), plan.config.optimizer)

@@ -12,7 +12,7 @@ from laminar.config import (
     StepConfig,
 )
 from laminar.learning_rate import learning_rate
-from laminar.optimizer import STATE_FIELDS, build_optimizer, clip, ema_decay, lookahead
+from laminar.optimizer import STATE_FIELDS, Optimizer, clip, ema_decay, lookahead
 
 
 def rates(schedule, num_batches=6, batches_per_epoch=2):
@@ -68,16 +68,14 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("s", [0, 1, 2, 5])
 def test_lookahead_is_where_the_moments_alone_would_go(config, updates, s):
     w = torch.randn(7, dtype=torch.float64, requires_grad=True)
-    optimizer = build_optimizer([w], config)
+    optimizer = Optimizer([w], config)
     for _ in range(updates):
-        w.grad = torch.randn(7, dtype=torch.float64)
-        optimizer.step()
+        optimizer.step([torch.randn(7, dtype=torch.float64)], config.lr)
     assert tuple(optimizer.state[w]) == STATE_FIELDS[config.name]
     before = w.detach().clone()
     ahead = lookahead(w, optimizer.state[w], config, lr=config.lr, s=s)
     for _ in range(s):
-        w.grad = torch.zeros_like(w)
-        optimizer.step()
+        optimizer.step([torch.zeros_like(w)], config.lr)
     assert torch.allclose(ahead, w.detach(), rtol=1e-12, atol=0)
     assert not ahead.requires_grad
     assert ahead.data_ptr() != w.data_ptr()
