@@ -7,21 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 _MARK = "LAMINAR_LOCAL_CLUSTER"
-
-
-@dataclass(frozen=True)
-class _Process:
-    pid: int
-    parent: int
-    started: int
-    """In clock ticks since boot: with the pid it names one process for ever."""
 
 
 class Family:
@@ -33,7 +24,7 @@ class Family:
 
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
-        self._known: set[_Process] = set()
+        self._known: set[psutil.Process] = set()
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[None]:
@@ -46,44 +37,14 @@ class Family:
 
     def remember(self) -> None:
         """Take down who belongs to the family now; to be called while the daemons live."""
-        found = _processes()
-        wanted = f"{_MARK}={self._mark}".encode()
-        family = {pid for pid in found if wanted in _environment(pid)}
-        grown = True
-        while grown:
-            grown = False
-            for pid, process in found.items():
-                if process.parent in family and pid not in family:
-                    family.add(pid)
-                    grown = True
-        self._known |= {found[pid] for pid in family}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == self._mark:
+                    self._known |= {process, *process.children(recursive=True)}
 
     def end(self) -> None:
-        """Kill who of the family still lives."""
+        """Kill who of the family still lives; never another process that got its number."""
         self.remember()
-        found = _processes()
         for process in self._known:
-            now = found.get(process.pid)
-            if now is not None and now.started == process.started:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-
-
-def _processes() -> dict[int, _Process]:
-    """Return the living processes by pid; none where there is no /proc."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # "PID (NAME) STATE PARENT ...": the name may hold spaces and parentheses.
-            fields = path.read_text().rpartition(")")[2].split()
-            if fields[0] not in ("Z", "X"):
-                pid = int(path.parent.name)
-                found[pid] = _Process(pid, int(fields[1]), int(fields[19]))
-    return found
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
+            with contextlib.suppress(psutil.Error):
+                process.kill()
