@@ -67,21 +67,29 @@ def test_correction_is_gradient_accumulation_in_one_process(num_stages, pool, ca
     assert differing(expected, {n: t for n, t in state.items() if n.startswith("model.")}) == []
 
 
+NUM_EXACT = 2
+"""Batches of a correction phase."""
+
 PLANS = {
-    "parallel": lambda e: [("parallel", e)],
-    "alternating": lambda e: [("parallel", e / 2), ("correction", e / 2)],
-    "warm-up": lambda e: [("correction", e / 2), ("parallel", e / 2)],
+    "parallel": ["parallel", "parallel"],
+    "alternating": ["parallel", "correction"],
+    "warm-up": ["correction", "parallel"],
 }
 
 
 def case_plan(num_stages, delay, per_batch, order, filters, phases, **parallel):
+    """A plan whose parallel phases are the shortest allowed: two epochs of them, or one mixed."""
     num = max(2, math.ceil(4 * (num_stages - 1) * delay / per_batch))
+    is_mixed = "correction" in PLANS[phases]
+    num_batches = num + NUM_EXACT if is_mixed else num
+    length = {"parallel": num / num_batches, "correction": NUM_EXACT / num_batches}
     return tiny_plan(
-        num,
+        num_batches,
         num_stages=num_stages,
         filters=filters,
         parallel={"hop_delay": delay, "micro_batches": per_batch, "order": order, **parallel},
-        phases=[{"phase": p, "epochs": e} for p, e in PLANS[phases](2)],
+        epochs=1 if is_mixed else 2,
+        phases=[{"phase": phase, "epochs": length[phase]} for phase in PLANS[phases]],
     )
 
 
@@ -135,7 +143,7 @@ def test_smoothing_and_augmentation(num_stages, mixup):
         loss={"label_smoothing": 0.1},
         parallel={"micro_batches": 4},
         correction={"micro_batches": 2},
-        phases=[{"phase": p, "epochs": e} for p, e in PLANS["alternating"](2)],
+        phases=[{"phase": phase, "epochs": 1} for phase in PLANS["alternating"]],
     )
     assert differing(run_reference(plan).state(), _engine(plan).state()) == []
 
