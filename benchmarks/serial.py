@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from laminar.config import AdamWConfig, Config, OptimizerConfig
 from laminar.data import describe, num_test_batches, open_inputs, open_labels, with_absolute_paths
 from laminar.loss import num_correct
+from laminar.networks import build_blocks
 from laminar.plan import Plan, make_plan
-from laminar.resnet import build_blocks
 
 
 def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from laminar.dropout import Samples, number_dropouts
 from laminar.filters import Filter, FilterBoundary
 
 
@@ -17,8 +19,52 @@ class Block:
     """One block: a residual block, the stem or the head."""
 
     name: str
-    """Prefix of its parameters' names; unique in the network, independent of the cuts."""
+    """Unique in the network, independent of the cuts."""
     module: nn.Module
+    prefix: str | None = None
+    """What its parameters' names begin with; None is the block's name and a dot."""
+
+    def public_name(self, key: str) -> str:
+        """Return a parameter's name in the network from its name in the block."""
+        return (f"{self.name}." if self.prefix is None else self.prefix) + key
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """How to make a block; its place in the network is its place in the list."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    """Draws its weights from torch's global generator."""
+    prefix: str | None = None
+
+
+def build(
+    specs: Sequence[BlockSpec],
+    *,
+    seed: int,
+    first: int = 0,
+    last: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Block]:
+    """Build blocks `first .. last-1` with freshly initialised weights.
+
+    Each draws from a generator of its own, so that a block's weights depend on neither the cuts
+    nor the other blocks; torch's global generator stays as it was.
+
+    Args:
+        specs: The network, all of it.
+        seed: Seed of the weights.
+        first: Index of the first block to build.
+        last: Index after the last one; None builds up to the head.
+        device: `meta` builds shapes only, in no time and memory.
+    """
+    blocks = []
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        for index, spec in list(enumerate(specs))[first:last]:
+            torch.manual_seed(block_seed(seed, index))
+            blocks.append(Block(spec.name, spec.make(), spec.prefix))
+    return blocks
 
 
 class BlockSequence(nn.Module):
@@ -38,12 +84,27 @@ class BlockSequence(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block.module for block in blocks)
-        self._block_names = [block.name for block in blocks]
+        self._public_names = [block.public_name for block in blocks]
+        self._dropouts = [
+            layer
+            for index, block in enumerate(blocks, first)
+            for layer in number_dropouts(block.module, index)
+        ]
         self._inner = {
             index: FilterBoundary(filters[first + index], adjoint_scale)
             for index in range(1, len(blocks))
             if first + index in filters
         }
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training needs to know the samples."""
+        return bool(self._dropouts)
+
+    def set_samples(self, samples: Samples) -> None:
+        """Say which training samples the next forward is of, for dropout."""
+        for layer in self._dropouts:
+            layer.samples = samples
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the first block's input to the last block's output."""
@@ -56,7 +117,7 @@ class BlockSequence(nn.Module):
     def public_name(self, key: str) -> str:
         """Translate a key of this module (`blocks.3.conv1.weight`) into the network's own."""
         _, index, rest = key.split(".", 2)
-        return f"{self._block_names[int(index)]}.{rest}"
+        return self._public_names[int(index)](rest)
 
     def public_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter and buffer by its name in the network, aliasing the live one."""
@@ -69,6 +130,25 @@ def block_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]) >> 1
 
 
+@torch.no_grad()
+def dry_run(block: Block, x: Tensor) -> Tensor:
+    """Run one block in evaluation mode, for shapes and counts; where it has no values, on zeros.
+
+    Not on the meta device itself: its kernels import sympy, which takes longer than a forward of
+    one image through any of our networks.
+
+    Args:
+        block: Built on the CPU or on `meta`, as it stays.
+        x: [B, ...] on the CPU.
+    """
+    module, was_training = block.module, block.module.training
+    state = module.state_dict(keep_vars=True).items()
+    zeros = {n: torch.zeros(t.shape, dtype=t.dtype) for n, t in state if t.is_meta}
+    out: Tensor = functional_call(module.eval(), zeros, (x,))
+    module.train(was_training)
+    return out
+
+
 def infer_shapes(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
     """Return the shape, without batch, of what each block receives; the last entry is the output.
 
@@ -79,9 +159,6 @@ def infer_shapes(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[tu
     x = torch.zeros(1, *image_shape)
     shapes = [tuple(image_shape)]
     for block in blocks:
-        was_training = block.module.training
-        with torch.no_grad():
-            x = block.module.eval()(x)
-        block.module.train(was_training)
+        x = dry_run(block, x)
         shapes.append(tuple(x.shape[1:]))
     return shapes

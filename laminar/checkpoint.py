@@ -22,7 +22,8 @@ from torch import Tensor
 from laminar import __version__
 from laminar.config_file import validate_config
 from laminar.errors import CheckpointError
-from laminar.plan import Plan, Problem, make_plan
+from laminar.plan import Plan, make_plan
+from laminar.problem import Problem
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -175,7 +176,7 @@ def check_fits(tensors: Mapping[str, Tensor], plan: Plan) -> None:
         CheckpointError: A tensor of the network, or an average of one, is missing or has another
             shape.
     """
-    module = plan.build_stage_module(0, plan.bounds[-1])
+    module = plan.build_stage_module(0, plan.bounds[-1], device="meta")
     wanted = {f"model.{name}": tensor for name, tensor in module.public_tensors()}
     if plan.config.ema is not None:
         for key, parameter in module.named_parameters():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laminar.blocks import Block
+from laminar.blocks import Block, dry_run
 
 _ELEMENT_COST = 300.0
 """Cost of one output element of a convolution, in multiply-adds of that convolution.
@@ -38,10 +38,7 @@ def block_costs(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[flo
                 cost += out[0].numel() * (module.weight[0].numel() + _ELEMENT_COST)
 
         hooks = [module.register_forward_hook(count) for module in block.module.modules()]
-        was_training = block.module.training
-        with torch.no_grad():
-            x = block.module.eval()(x)
-        block.module.train(was_training)
+        x = dry_run(block, x)
         for hook in hooks:
             hook.remove()
         costs.append(cost)

@@ -13,6 +13,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from laminar.data import SampleIndices
+from laminar.dropout import Samples
 from laminar.filters import Message
 from laminar.plan import Segment
 from laminar.schedule import Action, Forward, correction_actions, parallel_actions
@@ -76,7 +78,9 @@ class Labels(Protocol):
 class _MicroBatches:
     """One micro-batch at a time of the batches of a segment; each batch is made once."""
 
-    def __init__(self, source: Inputs | Labels | None, segment: Segment, per_batch: int) -> None:
+    def __init__(
+        self, source: Inputs | Labels | SampleIndices | None, segment: Segment, per_batch: int
+    ) -> None:
         self._source, self._segment, self._per_batch = source, segment, per_batch
         self._batch, self._parts = -1, tuple[Tensor, ...]()
 
@@ -90,6 +94,29 @@ class _MicroBatches:
         return self._parts[part]
 
 
+class _Feed:
+    """What the data gives to a stage's forwards in a segment."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        segment: Segment,
+        inputs: Inputs | None,
+        labels: Labels | None,
+        per_batch: int,
+    ) -> None:
+        self.num_micro = per_batch
+        self.images = _MicroBatches(inputs, segment, per_batch)
+        self.targets = _MicroBatches(labels, segment, per_batch)
+        self._indices = _MicroBatches(stage.sample_indices, segment, per_batch)
+        self._seed, self._epoch = stage.plan.config.seed, segment.epoch
+
+    def samples(self, micro: int) -> Samples | None:
+        """Return which samples a micro-batch holds, for a stage that needs to know."""
+        indices = self._indices[micro]
+        return None if indices is None else Samples(self._seed, self._epoch, indices)
+
+
 def parallel_phase(
     stage: Stage, segment: Segment, inputs: Inputs | None, labels: Labels | None
 ) -> Program:
@@ -99,8 +126,7 @@ def parallel_phase(
     """
     p = stage.plan.config.parallel
     first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
-    images = _MicroBatches(inputs, segment, p.micro_batches)
-    targets = _MicroBatches(labels, segment, p.micro_batches)
+    feed = _Feed(stage, segment, inputs, labels, p.micro_batches)
     applied = 0
     num_micro = segment.num_batches * p.micro_batches
     for _, action in parallel_actions(
@@ -108,15 +134,8 @@ def parallel_phase(
     ):
         if isinstance(action, Forward):
             s = stage.updates_until_own(action.micro)
-            yield from _forward(
-                stage,
-                action.micro,
-                images,
-                targets,
-                p.micro_batches,
-                s,
-                stage.plan.learning_rate(first + applied),
-            )
+            lr = stage.plan.learning_rate(first + applied)
+            yield from _forward(stage, action.micro, feed, s, lr)
         else:
             yield from _backward(stage, action)
             if (action.micro + 1) % p.micro_batches == 0:
@@ -131,13 +150,12 @@ def correction_phase(
     """Train a segment with exact gradients: per batch a 1F1B pipeline, then the update."""
     per_batch = stage.plan.config.correction.micro_batches
     first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
-    images = _MicroBatches(inputs, segment, per_batch)
-    targets = _MicroBatches(labels, segment, per_batch)
+    feed = _Feed(stage, segment, inputs, labels, per_batch)
     for batch in range(segment.num_batches):
         for action in correction_actions(stage.index, stage.num_stages, per_batch, HOP_DEPTH):
             micro = batch * per_batch + action.micro
             if isinstance(action, Forward):
-                yield from _forward(stage, micro, images, targets, per_batch)
+                yield from _forward(stage, micro, feed)
             else:
                 yield from _backward(stage, type(action)(micro))
         stage.update(first + batch)
@@ -168,20 +186,15 @@ def training_phase(
     return phase(stage, segment, inputs, labels)
 
 
-def _forward(
-    stage: Stage,
-    micro: int,
-    images: _MicroBatches,
-    targets: _MicroBatches,
-    num_micro: int,
-    s: int = 0,
-    lr: float = 0.0,
-) -> Program:
-    x: Tensor | Message | None = images[micro] if stage.is_first else None
+def _forward(stage: Stage, micro: int, feed: _Feed, s: int = 0, lr: float = 0.0) -> Program:
+    x: Tensor | Message | None = feed.images[micro] if stage.is_first else None
     if x is None:
         x = yield Receive("forward", micro)
     assert x is not None
-    out = stage.forward(micro, x, targets[micro], num_micro=num_micro, s=s, lr=lr)
+    samples = feed.samples(micro)
+    if samples is not None:
+        stage.module.set_samples(samples)
+    out = stage.forward(micro, x, feed.targets[micro], num_micro=feed.num_micro, s=s, lr=lr)
     if out is not None:
         yield Send("forward", micro, out)
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from laminar.blocks import BlockSequence, infer_shapes
 from laminar.config import Config, PhaseCycles, PhaseSegment
 from laminar.cuts import block_costs, equal_cost_cuts
@@ -14,21 +16,11 @@ from laminar.errors import ConfigError
 from laminar.filters import Filter, adjoint_scale
 from laminar.learning_rate import learning_rate
 from laminar.loss import CrossEntropy
-from laminar.resnet import build_blocks, num_blocks
+from laminar.networks import build_blocks, num_blocks
+from laminar.problem import Problem as Problem
 from laminar.schedule import min_ticks
 
 Phase = Literal["correction", "parallel"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What the network and the plan need to know about the data."""
-
-    image_shape: tuple[int, int, int]
-    """(C, H, W)."""
-    num_classes: int
-    num_train: int
-    num_test: int
 
 
 @dataclass(frozen=True)
@@ -96,8 +88,16 @@ class Plan:
             batches_per_epoch=self.batches_per_epoch,
         )
 
-    def build_stage_module(self, first: int, last: int) -> BlockSequence:
-        """Build blocks `first .. last-1`, freshly initialised, with the filters inside."""
+    def build_stage_module(
+        self, first: int, last: int, device: torch.device | str = "cpu"
+    ) -> BlockSequence:
+        """Build blocks `first .. last-1`, freshly initialised, with the filters inside.
+
+        Args:
+            first: Index of the first block.
+            last: Index after the last one.
+            device: `meta` builds names and shapes only.
+        """
         blocks = build_blocks(
             self.config.model,
             in_channels=self.problem.image_shape[0],
@@ -105,6 +105,7 @@ class Plan:
             seed=self.config.seed,
             first=first,
             last=last,
+            device=device,
         )
         return BlockSequence(
             blocks,
@@ -132,6 +133,7 @@ def make_plan(config: Config, problem: Problem) -> Plan:
         in_channels=problem.image_shape[0],
         num_classes=problem.num_classes,
         seed=config.seed,
+        device="meta",
     )
     shapes = infer_shapes(blocks, problem.image_shape)
     cuts = config.cuts

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from laminar.data import SampleIndices
+from laminar.dropout import Samples
 from laminar.engine import Inputs, Labels
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.plan import Plan, Segment
@@ -38,6 +40,7 @@ class Reference:
     def __init__(self, plan: Plan, inputs: Inputs, labels: Labels) -> None:
         self.plan, self.inputs, self.labels = plan, inputs, labels
         self.num_stages = plan.config.num_stages
+        self.indices = SampleIndices(plan.config, plan.problem.num_train)
         bounds = plan.bounds
         self.modules = [
             plan.build_stage_module(bounds[k], bounds[k + 1]) for k in range(self.num_stages)
@@ -154,6 +157,8 @@ class Reference:
             x = self.filters[k - 1].decode(message, (size[0], size[1]))
             x = x.detach().clone().requires_grad_()
             leaves.append(x)
+        indices = self.indices.train(*at).chunk(M)[part]
+        self.modules[k].set_samples(Samples(self.plan.config.seed, segment.epoch, indices))
         out = functional_call(self.modules[k], weights, (x,))
         if k == self.num_stages - 1:
             loss = self.plan.loss.train(out, self.labels.train(*at).chunk(M)[part])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from laminar.data import SampleIndices
 from laminar.filters import Filter, Message, adjoint_scale, spatial_size
 from laminar.loss import num_correct
 from laminar.optimizer import STATE_FIELDS, Optimizer, clip, ema_decay, lookahead
@@ -56,6 +57,9 @@ class Stage:
         self.is_first, self.is_last = index == 0, index == self.num_stages - 1
         self.module = plan.build_stage_module(bounds[index], bounds[index + 1]).to(self.device)
         self.module.train()
+        self.sample_indices = (
+            SampleIndices(config, plan.problem.num_train) if self.module.has_dropout else None
+        )
         self._keys = [key for key, _ in self.module.named_parameters()]
         self._parameters: list[Tensor] = [p for _, p in self.module.named_parameters()]
         self.optimizer = Optimizer(self._parameters, config.optimizer)

@@ -3,6 +3,7 @@
 from laminar.data.batches import (
     InputBatches,
     LabelBatches,
+    SampleIndices,
     num_test_batches,
     open_inputs,
     open_labels,
@@ -18,6 +19,7 @@ from laminar.data.sources import (
 __all__ = [
     "InputBatches",
     "LabelBatches",
+    "SampleIndices",
     "class_names",
     "describe",
     "load_images",

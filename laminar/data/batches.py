@@ -124,6 +124,14 @@ class LabelBatches(_Batches):
         return self._test[self._test_slice(batch)]
 
 
+class SampleIndices(_Batches):
+    """Which training samples a batch holds, in the order of `InputBatches`; opens no data."""
+
+    def train(self, epoch: int, batch: int) -> Tensor:
+        """Return int64 [B]."""
+        return torch.from_numpy(self._train_indices(epoch, batch))
+
+
 def open_inputs(config: Config) -> InputBatches:
     """Load the images that stage 0 reads."""
     train, test = (load_images(config.data, split) for split in ("train", "test"))

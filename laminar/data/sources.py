@@ -22,7 +22,7 @@ from laminar.config import (
 from laminar.data.cifar import IMAGE_SHAPE, load_cifar
 from laminar.data.image_folder import Report, check_same_classes, list_split, load_split
 from laminar.errors import ConfigError, DataError
-from laminar.plan import Problem
+from laminar.problem import Problem
 
 Split = Literal["train", "test"]
 

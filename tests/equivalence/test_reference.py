@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from laminar.data import open_inputs, open_labels
-from laminar.resnet import build_blocks
+from laminar.networks import build_blocks
 from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, tiny_plan
 

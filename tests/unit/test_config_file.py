@@ -32,7 +32,7 @@ BAD_FILES = [
     ("optimizer: {lr: 0}", ["`optimizer.lr`", "greater than 0", "got 0"]),
     ("optimizer: {lr: .nan}", ["`optimizer.lr`", "finite", "got nan"]),
     ("optimizer: {momentum: 1}", ["`optimizer.momentum`", "less than 1", "got 1"]),
-    ("model: {name: resnet9}", ["`model.name`", "'resnet8'", "got 'resnet9'"]),
+    ("model: {name: resnet9}", ["`model.name`", "did you mean `resnet8`?", "got 'resnet9'"]),
     ("epoch: 3", ["`epoch`", "known key", "did you mean `epochs`?"]),
     ("optimizer: {momentm: 0}", ["`optimizer.momentm`", "did you mean `momentum`?"]),
     ("optimizer: {zzz: 0}", ["`optimizer.zzz`", "known here: name, lr, momentum"]),

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from laminar.config import Config, ModelConfig
 from laminar.cuts import block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
+from laminar.networks import build_blocks
 from laminar.plan import Problem, make_plan
-from laminar.resnet import build_blocks
 from tests.tiny import tiny_plan
 
 

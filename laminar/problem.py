@@ -1,0 +1,16 @@
+"""What network and plan need to know about the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The shape of a sample, and how many there are."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    num_classes: int
+    num_train: int
+    num_test: int
