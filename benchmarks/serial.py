@@ -9,8 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from laminar.blocks import BlockSequence
 from laminar.config import AdamWConfig, Config, OptimizerConfig
-from laminar.data import describe, num_test_batches, open_inputs, open_labels, with_absolute_paths
+from laminar.data import (
+    SampleIndices,
+    describe,
+    num_test_batches,
+    open_inputs,
+    open_labels,
+    with_absolute_paths,
+)
+from laminar.dropout import Samples
 from laminar.loss import num_correct
 from laminar.networks import build_blocks
 from laminar.plan import Plan, make_plan
@@ -31,7 +40,8 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
         num_classes=problem.num_classes,
         seed=config.seed,
     )
-    network = nn.Sequential(*(block.module for block in blocks))
+    network = BlockSequence(blocks, first=0, filters={}, adjoint_scale=1.0)
+    indices = SampleIndices(config, problem.num_train)
     optimizer = torch_optimizer(network.parameters(), config.optimizer)
     inputs, labels = open_inputs(config), open_labels(config)
     lines = []
@@ -40,6 +50,7 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
         network.train()
         for batch in range(plan.batches_per_epoch):
             x, y = inputs.train(epoch, batch), labels.train(epoch, batch)
+            network.set_samples(Samples(config.seed, epoch, indices.train(epoch, batch)))
             logits = network(x)
             loss = plan.loss.train(logits, y)
             optimizer.zero_grad()

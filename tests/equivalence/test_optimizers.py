@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from laminar.resnet import build_blocks
 from torch import nn
 
 from laminar.data import open_inputs, open_labels
 from laminar.evaluation import evaluate_run
+from laminar.networks import build_blocks
 from tests.pairwise import covering
 from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, tiny_plan, write_run
