@@ -88,7 +88,7 @@ def keep_mask(
     keep = torch.empty(len(words), num, dtype=torch.bool, device=device)
     # On a CPU, as many samples at a time as stay in its cache.
     rows = max(1, _CACHED_COUNTERS // num_counters) if device.type == "cpu" else len(words)
-    for part, out in zip(words.split(rows), keep.split(rows), strict=True):
+    for part, out in zip(torch.split(words, rows), torch.split(keep, rows), strict=True):
         start = [counters, part[:, 2], part[:, 3], torch.zeros_like(part[:, 3])]
         drawn = ten_rounds(start, (part[:, 0], part[:, 1]))
         halves = [half for word in drawn for half in (word & 0xFFFF, word >> 16)]

@@ -12,6 +12,7 @@ the shortcut is a 1x1 convolution, as in the authors' code for both papers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch.nn.functional as F
@@ -113,13 +114,13 @@ def specify(
     """Return stem, three groups of n blocks, and head."""
     width, norm = model.width or 16, norm_layer(model.norm)
     depth, widen = architecture.depth, architecture.widen
-    make: partial[nn.Module]
+    make: Callable[..., nn.Module]
     if architecture.family == "preact_bottleneck":
-        per_group, widen, make = (depth - 2) // 9, 4, partial(Bottleneck)
+        per_group, widen, make = (depth - 2) // 9, 4, Bottleneck
     elif architecture.family == "wide":
         per_group, make = (depth - 4) // 6, partial(BasicBlock, dropout=model.dropout)
     else:
-        per_group, make = (depth - 2) // 6, partial(BasicBlock)
+        per_group, make = (depth - 2) // 6, BasicBlock
     specs = [BlockSpec("stem", partial(Stem, in_channels, width), prefix="")]
     before = width
     for group in range(3):
