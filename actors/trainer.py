@@ -18,7 +18,7 @@ from actors.coordinator import Coordinator, Stages
 from actors.mailbox import Aborted
 from laminar.checkpoint import check_fits, list_checkpoints, load_tensors, read_manifest
 from laminar.config import Config
-from laminar.data import describe, load_images, with_absolute_paths
+from laminar.data import describe, open_images, with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError, UserError
 from laminar.evaluation import find_checkpoint
 from laminar.plan import Plan, make_plan
@@ -138,7 +138,7 @@ class LayerParallelTrainer:
         if self._address is None:
             plan = make_plan(config, describe(config.data))
             for split in ("train", "test"):
-                load_images(config.data, split, self._tell_data)
+                open_images(config, split, self._tell_data)
         else:
             plan = _plan_from_afar(config, self._address)
         if not self._is_new:

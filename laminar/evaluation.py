@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from laminar.checkpoint import list_checkpoints, load_network, read_manifest
-from laminar.data import InputBatches, LabelBatches, load_images, load_labels, num_test_batches
+from laminar.data import InputBatches, LabelBatches, load_labels, num_test_batches, open_images
 from laminar.errors import CheckpointError
 from laminar.loss import num_correct
 
@@ -62,7 +62,7 @@ def evaluate_run(
     for name, tensor in module.public_tensors():
         tensor.copy_(tensors[name])
     stats = torch.tensor(manifest.data["mean"]), torch.tensor(manifest.data["std"])
-    images, labels = load_images(config.data, split), load_labels(config.data, split)
+    images, labels = open_images(config, split), load_labels(config.data, split)
     inputs = InputBatches(config, images, images, stats)
     targets = LabelBatches(config, labels, labels)
     num_batches = num_test_batches(config, len(labels))

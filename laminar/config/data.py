@@ -51,6 +51,23 @@ class _Augmented(FrozenModel):
         description="Mix pairs of training images and labels by Beta(mixup, mixup); 0 is none.",
     )
 
+    mean: tuple[float, ...] | None = Field(
+        None, description="Mean of each channel, 0..1, to normalise with; null measures it."
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="Standard deviation of each channel, 0..1; null measures it."
+    )
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> _Augmented:
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError(
+                "data.mean and data.std must be given both or neither",
+                got=f"{self.mean} and {self.std}",
+                fix="give the other one too, or neither to measure the training images",
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_crop(self) -> _Augmented:
         if self.crop_padding and self.resized_crop is not None:
@@ -105,6 +122,17 @@ class ImageFolderConfig(_Augmented):
     name: Literal["image_folder"]
     root: str = Field(description="Folder with one sub-folder per split, then one per class.")
     image_size: int = Field(32, ge=4, le=1024, description="Height and width after resizing.")
+    fit: Literal["squash", "crop"] = Field(
+        "squash",
+        description="How images of other shapes become square: squash resizes both sides, crop "
+        "resizes the shorter one to `shorter_side` and keeps the middle.",
+    )
+    shorter_side: int | None = Field(
+        None,
+        ge=4,
+        le=2048,
+        description="Shorter side before the central crop; null is 8/7 of image_size, 256 for 224.",
+    )
     channels: Literal[1, 3] = Field(3, description="1 reads images as grey, 3 as RGB.")
     train_split: str = Field("train", description="Name of the training sub-folder.")
     test_split: str = Field("test", description="Name of the test sub-folder.")
@@ -117,6 +145,36 @@ class ImageFolderConfig(_Augmented):
     cache_dir: str | None = Field(
         None, description="Where decoded images are kept between runs; null is the user's cache."
     )
+    max_memory_mb: int = Field(
+        2000,
+        ge=0,
+        description="A split that takes more than this when decoded, in 10^6 bytes, is decoded "
+        "anew for each batch; so are training images with `resized_crop`.",
+    )
+    decode_workers: int | None = Field(
+        None, ge=1, le=256, description="Threads that decode images; null is one for each CPU."
+    )
+    prefetch: int = Field(
+        2, ge=1, le=64, description="Batches decoded ahead of the one in use, where they are."
+    )
+
+    @model_validator(mode="after")
+    def _crop_is_inside(self) -> ImageFolderConfig:
+        if self.shorter_side is None:
+            return self
+        if self.fit != "crop":
+            raise ConfigError(
+                "data.shorter_side must come with data.fit crop",
+                got=f"data.fit {self.fit}",
+                fix="set data.fit to crop, or leave data.shorter_side out",
+            )
+        if self.shorter_side < self.image_size:
+            raise ConfigError(
+                "data.shorter_side must be >= data.image_size",
+                got=f"{self.shorter_side}, image_size {self.image_size}",
+                fix="raise it, or leave it out for 8/7 of image_size",
+            )
+        return self
 
 
 class SyntheticConfig(_Augmented):

@@ -13,6 +13,7 @@ from laminar.data.sources import (
     describe,
     load_images,
     load_labels,
+    open_images,
     with_absolute_paths,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "load_images",
     "load_labels",
     "num_test_batches",
+    "open_images",
     "open_inputs",
     "open_labels",
     "with_absolute_paths",

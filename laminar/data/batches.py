@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from laminar.config import Config
+from laminar.config import Config, ImageFolderConfig
 from laminar.data.augment import augment, channel_stats, cutout, epoch_order, normalize
 from laminar.data.mixup import mix_images, mix_labels, mix_weights
-from laminar.data.resized_crop import crop_bits, crop_boxes, resize_boxes
-from laminar.data.sources import class_names, load_images, load_labels
+from laminar.data.read_ahead import Pending, ReadAhead
+from laminar.data.readers import MemoryReader, Reader, StreamedReader
+from laminar.data.sources import class_names, load_labels, open_images
 
 
 def num_test_batches(config: Config, num_test: int) -> int:
@@ -40,44 +43,56 @@ class _Batches:
         return slice(batch * size, (batch + 1) * size)
 
 
+class _Place(NamedTuple):
+    """A batch, in the order in which a run asks for them."""
+
+    epoch: int
+    split: Literal["train", "test"]
+    batch: int
+
+
 class InputBatches(_Batches):
     """Augmented and normalised images of a batch, by (epoch, batch).
 
     Args:
         config: The run's configuration.
-        train: uint8 [N, C, H, W].
-        test: uint8 [n, C, H, W].
-        stats: Mean and std to normalise with, fp32 [C] in 0..255; None takes the training set's.
+        train: uint8 [N, C, H, W], or what reads such images.
+        test: uint8 [n, C, H, W], or what reads such images.
+        stats: Mean and std to normalise with, fp32 [C] in 0..255; None takes the configured ones,
+            or those of the training set.
     """
 
     def __init__(
         self,
         config: Config,
-        train: Tensor,
-        test: Tensor,
+        train: Tensor | Reader,
+        test: Tensor | Reader,
         stats: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(config, len(train))
-        self._train, self._test = train, test
-        self.mean, self.std = channel_stats(train) if stats is None else stats
+        readers = [
+            MemoryReader(source, config.seed, config.data.resized_crop)
+            if isinstance(source, Tensor)
+            else source
+            for source in (train, test)
+        ]
+        self._train, self._test = readers
+        is_streamed = any(isinstance(reader, StreamedReader) for reader in readers)
+        data = config.data
+        depth = data.prefetch if is_streamed and isinstance(data, ImageFolderConfig) else 0
+        self._images = ReadAhead[_Place, Tensor](self._start, self._following, depth)
+        self._epoch = config.epochs - 1
+        self.mean, self.std = (
+            stats or _configured_stats(config) or channel_stats(self._train.sample())
+        )
 
     def train(self, epoch: int, batch: int) -> Tensor:
         """Return fp32 [B, C, H, W]; the ragged last batch of an epoch does not exist."""
+        self._epoch = epoch
         indices = self._train_indices(epoch, batch)
         data, seed = self._config.data, self._config.seed
-        images = self._train[torch.from_numpy(indices)]
-        if data.resized_crop is not None:
-            sizes = np.broadcast_to(images.shape[2:], (len(indices), 2))
-            boxes = crop_boxes(
-                crop_bits(seed, epoch, indices),
-                sizes[:, 0],
-                sizes[:, 1],
-                scale=data.resized_crop.scale,
-                ratio=data.resized_crop.ratio,
-            )
-            images = resize_boxes(images, boxes)
         images = augment(
-            images,
+            self._images.get(_Place(epoch, "train", batch)),
             indices,
             seed=seed,
             epoch=epoch,
@@ -91,7 +106,27 @@ class InputBatches(_Batches):
 
     def test(self, batch: int) -> Tensor:
         """Return fp32 [b, C, H, W], b <= eval_batch_size, in the order of the files."""
-        return normalize(self._test[self._test_slice(batch)], self.mean, self.std)
+        return normalize(self._images.get(_Place(self._epoch, "test", batch)), self.mean, self.std)
+
+    def _start(self, place: _Place) -> Pending[Tensor]:
+        if place.split == "train":
+            return self._train.start(self._train_indices(place.epoch, place.batch), place.epoch)
+        return self._test.start(np.arange(len(self._test))[self._test_slice(place.batch)], None)
+
+    def _following(self, place: _Place) -> _Place | None:
+        """Return what is asked for next: an epoch's batches, the test set, the next epoch."""
+        epoch, split, batch = place
+        is_train = split == "train"
+        num = (
+            self._num_train // self._config.batch_size
+            if is_train
+            else num_test_batches(self._config, len(self._test))
+        )
+        if batch + 1 < num:
+            return _Place(epoch, split, batch + 1)
+        if is_train:
+            return _Place(epoch, "test", 0)
+        return _Place(epoch + 1, "train", 0) if epoch + 1 < self._config.epochs else None
 
 
 class LabelBatches(_Batches):
@@ -133,8 +168,8 @@ class SampleIndices(_Batches):
 
 
 def open_inputs(config: Config) -> InputBatches:
-    """Load the images that stage 0 reads."""
-    train, test = (load_images(config.data, split) for split in ("train", "test"))
+    """Open the images that stage 0 reads."""
+    train, test = (open_images(config, split) for split in ("train", "test"))
     return InputBatches(config, train, test)
 
 
@@ -144,3 +179,10 @@ def open_labels(config: Config) -> LabelBatches:
     # Only mixing asks how many classes there are, which some data sets must read files to say.
     num_classes = len(class_names(config.data)) if config.data.mixup else None
     return LabelBatches(config, train, test, num_classes)
+
+
+def _configured_stats(config: Config) -> tuple[Tensor, Tensor] | None:
+    data = config.data
+    if data.mean is None or data.std is None:
+        return None
+    return torch.tensor(data.mean) * 255.0, torch.tensor(data.std) * 255.0

@@ -1,4 +1,4 @@
-"""Images in folders, ROOT/SPLIT/CLASS/FILE, decoded once and kept."""
+"""Images in folders, ROOT/SPLIT/CLASS/FILE: the listing, and what is decoded once and kept."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from laminar.config import ImageFolderConfig
+from laminar.data.decode import View, central, decode_image, squash
 from laminar.errors import DataError
 
 Split = Literal["train", "test"]
@@ -33,9 +33,17 @@ class Listing:
     """The files of one split, sorted by class, then by name."""
 
     root: Path
-    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    """CLASS/FILE; as text, since a split may have a million."""
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Return where an image lies."""
+        return self.root / self.names[index]
 
 
 def list_split(data: ImageFolderConfig, split: Split) -> Listing:
@@ -59,10 +67,11 @@ def list_split(data: ImageFolderConfig, split: Split) -> Listing:
             got=f"no folders in {root}",
             fix="lay the images out as ROOT/SPLIT/CLASS/FILE",
         )
-    files: list[Path] = []
+    names: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(classes):
-        found = sorted(p for p in (root / folder).iterdir() if p.suffix.lower() in EXTENSIONS)
+        files = (name for name in os.listdir(root / folder))
+        found = sorted(n for n in files if os.path.splitext(n)[1].lower() in EXTENSIONS)
         if not found:
             raise DataError(
                 "every class folder must hold at least one image",
@@ -70,12 +79,12 @@ def list_split(data: ImageFolderConfig, split: Split) -> Listing:
                 expected=" ".join(sorted(EXTENSIONS)),
                 fix="add images or remove the folder",
             )
-        files += found
+        names += [f"{folder}/{name}" for name in found]
         labels += [label] * len(found)
     limit = data.max_train if split == "train" else data.max_test
-    chosen = _evenly(len(files), limit)
+    chosen = evenly(len(names), limit)
     return Listing(
-        root, tuple(files[i] for i in chosen), tuple(labels[i] for i in chosen), tuple(classes)
+        root, tuple(names[i] for i in chosen), tuple(labels[i] for i in chosen), tuple(classes)
     )
 
 
@@ -90,7 +99,31 @@ def check_same_classes(train: Listing, test: Listing) -> None:
         )
 
 
-def load_split(data: ImageFolderConfig, split: Split, report: Report | None = None) -> Tensor:
+def is_streamed(data: ImageFolderConfig, split: Split, num_images: int) -> bool:
+    """Whether the images of a split are decoded anew for each batch, not once for all.
+
+    They are where, decoded, they would not fit the memory budget, and where training cuts its
+    random parts out of the files.
+    """
+    if split == "train" and data.resized_crop is not None:
+        return True
+    num_bytes = num_images * data.channels * data.image_size**2
+    return num_bytes > data.max_memory_mb * 10**6
+
+
+def view_of(data: ImageFolderConfig) -> View:
+    """Return which part of an image is shown where nothing random is cut out."""
+    if data.fit == "squash":
+        return squash
+    return central(data.shorter_side or data.image_size * 8 // 7, data.image_size)
+
+
+def num_workers(data: ImageFolderConfig) -> int:
+    """Return how many threads decode."""
+    return data.decode_workers or os.cpu_count() or 1
+
+
+def load_split(data: ImageFolderConfig, listing: Listing, report: Report | None = None) -> Tensor:
     """Decode a split, or read it from the cache of an earlier run.
 
     Returns:
@@ -99,9 +132,8 @@ def load_split(data: ImageFolderConfig, split: Split, report: Report | None = No
     Raises:
         DataError: An image cannot be decoded.
     """
-    listing = list_split(data, split)
     cache = _cache_folder(data) / f"{_key(data, listing)}.npy"
-    shape = (len(listing.files), data.channels, data.image_size, data.image_size)
+    shape = (len(listing), data.channels, data.image_size, data.image_size)
     cached = _open_cached(cache, shape)
     if cached is not None:
         return _read_only(cached)
@@ -113,46 +145,21 @@ def load_split(data: ImageFolderConfig, split: Split, report: Report | None = No
 def _decode_all(
     data: ImageFolderConfig, listing: Listing, report: Report | None
 ) -> NDArray[np.uint8]:
-    size, num = data.image_size, len(listing.files)
+    size, num, view = data.image_size, len(listing), view_of(data)
     images = np.empty((num, data.channels, size, size), np.uint8)
 
     def decode(index: int) -> None:
-        images[index] = _decode(listing.files[index], size, data.channels)
+        images[index] = decode_image(listing.path(index), size, data.channels, view)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(num_workers(data)) as pool:
         for done, _ in enumerate(pool.map(decode, range(num)), 1):
             if report is not None and (done % 500 == 0 or done == num):
                 report(done, num)
     return images
 
 
-def _decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = file
-            if file.getexif().get(0x0112, 1) != 1:
-                image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                # 16-bit and 32-bit greys clip on conversion: bring them to 8 bits first.
-                levels = np.asarray(image, np.float64)
-                top = 65535.0 if levels.max(initial=0) > 255 else 255.0
-                image = Image.fromarray((levels * (255.0 / top)).clip(0, 255).astype(np.uint8))
-            elif image.mode in ("P", "PA"):
-                image = image.convert("RGBA")
-            image = image.convert("RGB" if channels == 3 else "L")
-            if image.size != (size, size):
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            "every image must be readable",
-            got=f"{path}: {error}",
-            fix="replace or remove the file",
-        ) from error
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
-
-
-def _evenly(num: int, limit: int | None) -> list[int]:
+def evenly(num: int, limit: int | None) -> list[int]:
+    """Return at most `limit` of the indices 0..num-1, evenly spread."""
     if limit is None or limit >= num:
         return list(range(num))
     return [i * num // limit for i in range(limit)]
@@ -160,10 +167,12 @@ def _evenly(num: int, limit: int | None) -> list[int]:
 
 def _key(data: ImageFolderConfig, listing: Listing) -> str:
     """Hash everything that the decoded pixels depend on."""
-    digest = hashlib.sha256(f"{_CACHE_FORMAT} {data.image_size} {data.channels}".encode())
-    for path in listing.files:
-        stat = path.stat()
-        name = path.relative_to(listing.root)
+    how = f"{_CACHE_FORMAT} {data.image_size} {data.channels}"
+    if data.fit != "squash":
+        how += f" {data.fit} {data.shorter_side}"
+    digest = hashlib.sha256(how.encode())
+    for index, name in enumerate(listing.names):
+        stat = listing.path(index).stat()
         digest.update(f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]
 

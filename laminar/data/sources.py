@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,15 @@ from laminar.config import (
     SyntheticConfig,
 )
 from laminar.data.cifar import IMAGE_SHAPE, load_cifar
-from laminar.data.image_folder import Report, check_same_classes, list_split, load_split
+from laminar.data.image_folder import (
+    Report,
+    check_same_classes,
+    is_streamed,
+    list_split,
+    load_split,
+    num_workers,
+)
+from laminar.data.readers import StreamedReader
 from laminar.errors import ConfigError, DataError
 from laminar.problem import Problem
 
@@ -39,6 +48,14 @@ def describe(data: DataConfig) -> Problem:
         ConfigError: The augmentation does not fit the images.
     """
     problem = _describe(data)
+    channels = problem.image_shape[0]
+    if data.mean is not None and not len(data.mean) == len(data.std or ()) == channels:
+        raise ConfigError(
+            "data.mean and data.std must have one number for each channel",
+            got=f"{len(data.mean)} and {len(data.std or ())}",
+            expected=f"{channels} for {data.name}",
+            fix="mend them, or leave both out to measure the training images",
+        )
     if data.cutout > min(problem.image_shape[1:]):
         raise ConfigError(
             "data.cutout must be <= height and width of the images",
@@ -63,9 +80,7 @@ def _describe(data: DataConfig) -> Problem:
         train, test = list_split(data, "train"), list_split(data, "test")
         check_same_classes(train, test)
         size = data.image_size
-        return Problem(
-            (data.channels, size, size), len(train.class_names), len(train.files), len(test.files)
-        )
+        return Problem((data.channels, size, size), len(train.class_names), len(train), len(test))
     shape = (data.channels, data.image_size, data.image_size)
     return Problem(shape, data.num_classes, data.num_train, data.num_test)
 
@@ -81,6 +96,32 @@ def class_names(data: DataConfig) -> tuple[str, ...]:
     if isinstance(data, ImageFolderConfig):
         return list_split(data, "train").class_names
     return tuple(str(i) for i in range(data.num_classes if data.name == "synthetic" else 10))
+
+
+def open_images(
+    config: Config, split: Split, report: Report | None = None
+) -> Tensor | StreamedReader:
+    """Return the images of a split, or what decodes them for each batch.
+
+    Args:
+        config: The run's configuration.
+        split: Which part of the data set.
+        report: Called with (done, total) while images are decoded.
+
+    Returns:
+        uint8 [N, C, H, W], not to be written to, or a reader where that would not fit
+        `data.max_memory_mb`, or where training cuts random parts out of files.
+
+    Raises:
+        DataError: Missing or broken files.
+    """
+    data = config.data
+    if isinstance(data, ImageFolderConfig):
+        listing = list_split(data, split)
+        if is_streamed(data, split, len(listing)):
+            pool = ThreadPoolExecutor(num_workers(data), "decode")
+            return StreamedReader(data, listing, pool, config.seed)
+    return load_images(data, split, report)
 
 
 def load_images(data: DataConfig, split: Split, report: Report | None = None) -> Tensor:
@@ -102,7 +143,7 @@ def load_images(data: DataConfig, split: Split, report: Report | None = None) ->
     if isinstance(data, Cifar10Config | Cifar100Config):
         return load_cifar(data, split).images
     if isinstance(data, ImageFolderConfig):
-        return load_split(data, split, report)
+        return load_split(data, list_split(data, split), report)
     generator = torch.Generator().manual_seed(0 if split == "train" else 1)
     num = data.num_train if split == "train" else data.num_test
     shape = (num, data.channels, data.image_size, data.image_size)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from laminar.data.image_folder import _decode
+from laminar.data.decode import decode_image
 from laminar.errors import DataError
 
 
@@ -49,7 +49,7 @@ def test_a_damaged_image_is_decoded_or_refused(tmp_path, kind, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what it could mend
         try:
-            pixels = _decode(path, 8, 3)
+            pixels = decode_image(path, 8, 3)
         except DataError as error:
             line = str(error)
     if pixels is None:

@@ -47,9 +47,8 @@ def test_classes_are_the_folders_and_files_are_sorted(root: Path):
     assert load_labels(data, "train").tolist() == [0, 0, 0, 1, 1, 1]
     listing = list_split(data, "train")
     assert listing.class_names == ("ant", "bee")
-    assert [f"{p.parent.name}/{p.name}" for p in listing.files] == [
-        f"{name}/{i}.png" for name in ("ant", "bee") for i in range(3)
-    ]
+    assert listing.names == tuple(f"{name}/{i}.png" for name in ("ant", "bee") for i in range(3))
+    assert listing.path(4) == root / "train" / "bee" / "1.png"
 
 
 def test_a_limit_takes_images_evenly(root: Path):
@@ -161,7 +160,9 @@ def repaint(path: Path) -> None:
     assert path.stat().st_size == size
 
 
-@pytest.mark.parametrize("change", ["content", "size", "name", "image_size", "channels", "new"])
+@pytest.mark.parametrize(
+    "change", ["content", "size", "name", "image_size", "channels", "fit", "new"]
+)
 def test_whatever_changes_the_pixels_is_decoded_again(root: Path, change: str):
     path, data = root / "train" / "ant" / "0.png", config(root)
     Image.new("RGB", (SIZE, SIZE), GREEN).save(path, format="bmp")
@@ -177,7 +178,8 @@ def test_whatever_changes_the_pixels_is_decoded_again(root: Path, change: str):
     elif change == "new":
         Image.new("RGB", (2, 2)).save(path.with_name("00.png"))
     else:
-        data = config(root, **{change: {"image_size": 4, "channels": 1}[change]})
+        values = {"image_size": 4, "channels": 1, "fit": "crop"}
+        data = config(root, **{change: values[change]})
     after = load_images(data, "train")
     assert len(cache_files(root)) == 2
     assert after.shape != before.shape or not torch.equal(after, before)
