@@ -16,11 +16,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.cluster import ray_cluster, reserve
 from actors.coordinator import Coordinator, Stages
 from actors.mailbox import Aborted
-from laminar.checkpoint import check_fits, list_checkpoints, load_tensors, read_manifest
+from laminar.checkpoint import (
+    check_fits,
+    find_checkpoint,
+    list_checkpoints,
+    load_tensors,
+    read_manifest,
+)
 from laminar.config import Config
 from laminar.data import describe, open_images, with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError, UserError
-from laminar.evaluation import find_checkpoint
 from laminar.plan import Plan, make_plan
 from laminar.progress import Callback, DataProgress, EpochEnd, Event
 from laminar.run_directory import RunDirectory

@@ -84,6 +84,7 @@ class BlockSequence(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(block.module for block in blocks)
+        self.block_names = [block.name for block in blocks]
         self._public_names = [block.public_name for block in blocks]
         self._dropouts = [
             layer

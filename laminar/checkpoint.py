@@ -86,6 +86,23 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
 
 
+def find_checkpoint(run: Path, name: str | None = None) -> Path:
+    """Return a run's newest checkpoint, or the one of a name.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found = list_checkpoints(run / "checkpoints")
+    wanted = [path for path in found if name is None or path.name == name]
+    if not wanted:
+        raise CheckpointError(
+            f"the run must hold {'a checkpoint' if name is None else f'the checkpoint {name}'}",
+            got=", ".join(path.name for path in found) or f"none under {run}",
+            fix="name the folder that `laminar train` printed; one is written after each epoch",
+        )
+    return wanted[-1]
+
+
 def prune(root: Path, keep: int | None) -> None:
     """Delete all but the newest `keep` checkpoints, manifest first; None keeps all."""
     if keep is not None:
@@ -119,6 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         problem = content["problem"]
         problem["image_shape"] = tuple(problem["image_shape"])
+        problem["class_names"] = tuple(problem.get("class_names", ()))
         plan = make_plan(validate_config(content["config"]), Problem(**problem))
         parts = tuple(SavedPart(**part) for part in content["parts"])
         data = {name: [float(v) for v in content["data"][name]] for name in ("mean", "std")}
@@ -154,7 +172,7 @@ def load_tensors(manifest: Manifest, prefix: str | tuple[str, ...] = "") -> dict
     return tensors
 
 
-def load_network(manifest: Manifest) -> dict[str, Tensor]:
+def load_weights(manifest: Manifest) -> dict[str, Tensor]:
     """Read parameters and buffers by their names in the network, as evaluation takes them.
 
     With `ema` the parameters are the averaged ones; buffers are those of training.
@@ -181,6 +199,11 @@ def check_fits(tensors: Mapping[str, Tensor], plan: Plan) -> None:
     if plan.config.ema is not None:
         for key, parameter in module.named_parameters():
             wanted[f"ema.{module.public_name(key)}"] = parameter
+    check_shapes(tensors, wanted, plan)
+
+
+def check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], plan: Plan) -> None:
+    """Raise CheckpointError unless every wanted name is there, in the same shape."""
     for name, tensor in wanted.items():
         found = tensors.get(name)
         if found is None or found.shape != tensor.shape:

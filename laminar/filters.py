@@ -30,6 +30,11 @@ class Filter:
     pool: int = 1
     cast: Cast = "fp32"
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether a tensor crosses it unchanged."""
+        return self.pool == 1 and self.cast == "fp32"
+
     def encode(self, x: Tensor) -> Message:
         """Return C(x) = cast(D(x)), what the sender puts on the wire."""
         return pack(downsample(x, self.pool), self.cast)
@@ -60,7 +65,9 @@ class FilterBoundary(nn.Module):
         self.filter, self.adjoint_scale = filter_, adjoint_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return U(C(x)), same shape as `x`."""
+        """Return U(C(x)), same shape as `x`; in plain operations where nothing is trained."""
+        if not torch.is_grad_enabled():
+            return self.filter.decode(self.filter.encode(x), spatial_size(x))
         out: Tensor = _Boundary.apply(x, self.filter, self.adjoint_scale)
         return out
 
@@ -101,6 +108,8 @@ def upsample(z: Tensor, pool: int, size: tuple[int, int]) -> Tensor:
     """Return U(z): nearest neighbour by the factor, cropped to `size` = (H, W)."""
     if pool == 1:
         return z
+    if torch.compiler.is_exporting():  # the same values, as one operation of the exported graph
+        return F.interpolate(z, scale_factor=pool, mode="nearest")[..., : size[0], : size[1]]
     # One strided copy per place in a window: six times faster than torch's interpolate here.
     out = z.new_empty(*z.shape[:-2], *size)
     for row in range(pool):

@@ -14,3 +14,5 @@ class Problem:
     num_classes: int
     num_train: int
     num_test: int
+    class_names: tuple[str, ...] = ()
+    """Name of each class; empty where the data set only numbers them."""

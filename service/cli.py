@@ -1,25 +1,14 @@
-"""The command line: train, resume, evaluate, config."""
+"""The command line: its commands, each in a file of its own, and what their errors become."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from laminar import __version__
-from laminar.config_file import config_schema, dump_config, load_config
 from laminar.errors import UserError
-
-if TYPE_CHECKING:
-    from actors import LayerParallelTrainer
+from service.commands import config, evaluate, export, predict, train
 
 app = typer.Typer(
     help="Layer-parallel training of deep residual networks on Ray.",
@@ -27,166 +16,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
-
-ConfigPath = Annotated[Path | None, typer.Argument(help="YAML file; left out: the defaults.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value.")
-]
-Address = Annotated[
-    str | None, typer.Option(help="Running Ray cluster; left out: a small one on this machine.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Keep = Annotated[
-    int | None, typer.Option(min=1, help="Checkpoints to keep; left out: all of them.")
-]
-
-
-@app.command()
-def train(
-    config: ConfigPath = None,
-    set_: Settings = None,
-    address: Address = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; default: the time.")] = None,
-    storage_path: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
-    keep: Keep = 3,
-    max_failures: Annotated[
-        int, typer.Option(min=0, help="Go on from the last checkpoint so many times.")
-    ] = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Train a network layer-parallel; ends with a checkpoint, metrics and a plot."""
-    resolved = load_config(config, set_ or ())
-
-    def make(display: Any) -> LayerParallelTrainer:
-        from ray.train import CheckpointConfig, FailureConfig, RunConfig
-
-        from actors import LayerParallelTrainer
-
-        run_config = RunConfig(
-            storage_path=storage_path,
-            name=name or _time_stamp(),
-            checkpoint_config=CheckpointConfig(num_to_keep=keep),
-            failure_config=FailureConfig(max_failures=max_failures),
-        )
-        return LayerParallelTrainer(
-            resolved, run_config=run_config, address=address, callback=display
-        )
-
-    _fit(make, quiet)
-
-
-@app.command()
-def resume(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
-    address: Address = None,
-    quiet: Quiet = False,
-) -> None:
-    """Go on from a run's newest checkpoint, as if it had never been interrupted."""
-
-    def make(display: Any) -> LayerParallelTrainer:
-        from actors import LayerParallelTrainer
-
-        return LayerParallelTrainer.resume(run, address=address, callback=display)
-
-    _fit(make, quiet)
-
-
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
-    checkpoint: Annotated[str | None, typer.Option(help="Its name; default: the newest.")] = None,
-    split: Annotated[str, typer.Option(help="test or train.")] = "test",
-) -> None:
-    """Compute loss and accuracy of a run's checkpoint; prints one JSON object."""
-    from rich.progress import Progress
-
-    from laminar.errors import ConfigError
-    from laminar.evaluation import evaluate_run
-
-    if split not in ("test", "train"):
-        raise ConfigError("--split must be test or train", got=split, fix="choose one of them")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating")
-        result = evaluate_run(
-            run,
-            checkpoint=checkpoint,
-            split=split,  # type: ignore[arg-type]
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    typer.echo(json.dumps(result))
-
-
-@config_app.command("show")
-def config_show(config: ConfigPath = None, set_: Settings = None) -> None:
-    """Print the whole configuration, defaults included, as YAML."""
-    typer.echo(dump_config(load_config(config, set_ or ())), nl=False)
-
-
-@config_app.command("schema")
-def config_schema_command() -> None:
-    """Print the JSON schema of configurations."""
-    typer.echo(json.dumps(config_schema(), indent=1))
+app.command()(train.train)
+app.command()(train.resume)
+app.command()(evaluate.evaluate)
+app.command()(predict.predict)
+app.command()(export.export)
+app.add_typer(config.app, name="config")
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
-
-
-def _time_stamp() -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime("%Y%m%d-%H%M%S")
-
-
-def _fit(make: Any, quiet: bool) -> None:
-    """Train with a display; then plot and say where everything is."""
-    from actors import RunStopped
-    from laminar.run_directory import RunDirectory
-    from service.plot import plot_run
-    from service.progress import ProgressDisplay
-
-    out = Console(highlight=False, soft_wrap=True)
-    try:
-        with _terminate_like_ctrl_c(), ProgressDisplay(is_quiet=quiet) as display:
-            path = make(display).fit().path
-        stopped = None
-    except RunStopped as error:
-        path, stopped = error.run_path, error
-    except KeyboardInterrupt:
-        out.print("stopped before training began")
-        raise typer.Exit(130) from None
-    run = RunDirectory(path)
-    metrics = run.read_metrics()
-    if metrics:
-        plot_run(metrics, run.open_config(), run.plot_file)
-    if stopped is not None:
-        kept = stopped.last_checkpoint or "none, no epoch was finished"
-        out.print(f"stopped; last checkpoint: {kept}")
-        if stopped.last_checkpoint:
-            out.print(f"go on with: laminar resume {path}")
-        raise typer.Exit(130)
-    out.print(f"test accuracy {metrics[-1]['test_accuracy']:.4f}")
-    out.print(f"run directory {path}")
-    out.print(f"plot          {run.plot_file}")
-
-
-@contextlib.contextmanager
-def _terminate_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end a run as cleanly as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:

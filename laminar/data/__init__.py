@@ -11,6 +11,7 @@ from laminar.data.batches import (
 from laminar.data.sources import (
     class_names,
     describe,
+    load_image,
     load_images,
     load_labels,
     open_images,
@@ -23,6 +24,7 @@ __all__ = [
     "SampleIndices",
     "class_names",
     "describe",
+    "load_image",
     "load_images",
     "load_labels",
     "num_test_batches",

@@ -21,6 +21,7 @@ from laminar.config import (
     SyntheticConfig,
 )
 from laminar.data.cifar import IMAGE_SHAPE, load_cifar
+from laminar.data.decode import decode_image, squash
 from laminar.data.image_folder import (
     Report,
     check_same_classes,
@@ -28,6 +29,7 @@ from laminar.data.image_folder import (
     list_split,
     load_split,
     num_workers,
+    view_of,
 )
 from laminar.data.readers import StreamedReader
 from laminar.errors import ConfigError, DataError
@@ -71,16 +73,18 @@ def _describe(data: DataConfig) -> Problem:
         num = len(_digits()[1])
         return Problem((1, 8, 8), 10, DIGITS_NUM_TRAIN, num - DIGITS_NUM_TRAIN)
     if isinstance(data, MnistConfig):
-        return Problem((1, 28, 28), 10, *(len(_mnist(data, s)[1]) for s in ("train", "test")))
+        num_train, num_test = (len(_mnist(data, split)[1]) for split in ("train", "test"))
+        return Problem((1, 28, 28), 10, num_train, num_test)
     if isinstance(data, Cifar10Config | Cifar100Config):
         cifar, cifar_test = load_cifar(data, "train"), load_cifar(data, "test")
-        num_classes = len(cifar.class_names)
-        return Problem(IMAGE_SHAPE, num_classes, len(cifar.labels), len(cifar_test.labels))
+        names, num_train, num_test = cifar.class_names, len(cifar.labels), len(cifar_test.labels)
+        return Problem(IMAGE_SHAPE, len(names), num_train, num_test, names)
     if isinstance(data, ImageFolderConfig):
         train, test = list_split(data, "train"), list_split(data, "test")
         check_same_classes(train, test)
         size = data.image_size
-        return Problem((data.channels, size, size), len(train.class_names), len(train), len(test))
+        names, num_train, num_test = train.class_names, len(train), len(test)
+        return Problem((data.channels, size, size), len(names), num_train, num_test, names)
     shape = (data.channels, data.image_size, data.image_size)
     return Problem(shape, data.num_classes, data.num_train, data.num_test)
 
@@ -162,6 +166,28 @@ def load_labels(data: DataConfig, split: Split) -> Tensor:
         return torch.tensor(list_split(data, split).labels, dtype=torch.int64)
     num = data.num_train if split == "train" else data.num_test
     return torch.arange(num) % data.num_classes
+
+
+def load_image(data: DataConfig, problem: Problem, path: Path) -> Tensor:
+    """Return one image file as the data set prepares its test images, uint8 [C, H, W].
+
+    Args:
+        data: The data set.
+        problem: What it holds.
+        path: An image of any size and mode.
+
+    Raises:
+        DataError: The file is no image, or the data set has none that a file could hold.
+    """
+    channels, size = problem.image_shape[0], problem.image_shape[-1]
+    if channels not in (1, 3):
+        raise DataError(
+            "the images of the run's data set must be grey or RGB to read others like them",
+            got=f"{channels} channels in data set {data.name}",
+            fix="predict with a run that was trained on images",
+        )
+    view = view_of(data) if isinstance(data, ImageFolderConfig) else squash
+    return torch.from_numpy(decode_image(path, size, channels, view).copy())
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import re
 import shlex
 import struct
@@ -22,7 +23,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from laminar.checkpoint import MANIFEST, list_checkpoints
 from laminar.config_file import dump_config
@@ -166,6 +169,21 @@ def other_configuration(folder: Path) -> None:
     path.write_text(dump_config(tiny_plan(3, model={"name": "resnet20", "width": 4}).config))
 
 
+def beside_a_run(name: str, content: bytes) -> Prepare:
+    """A finished run and a file."""
+
+    def prepare(folder: Path) -> None:
+        finished(folder)
+        (folder / name).write_bytes(content)
+
+    return prepare
+
+
+def weights_of_another_network(folder: Path) -> None:
+    finished(folder)
+    save_file({"stem.conv1.weight": torch.zeros(8, 3, 3, 3)}, folder / "other.safetensors")
+
+
 def torn_yaml(folder: Path) -> None:
     (folder / "bad.yaml").write_text("epochs: [")
 
@@ -301,6 +319,25 @@ ROWS = [
         with_manifest(lambda content: content["config"]["model"].update(width=8))),
     Row("deeper network", "evaluate run", ("must hold", "of the network resnet20", "got nothing"),
         with_manifest(lambda content: content["config"]["model"].update(name="resnet20"))),
+    # exports and predictions
+    Row("export no run", "export nowhere", ("must hold a checkpoint", "nowhere")),
+    Row("export format", "export run --format pickle", ("--format must be", "got pickle"),
+        finished),
+    Row("export nowhere to", "export run --output absent/a.safetensors",
+        ("--output must be a file that can be written", "absent"), finished),
+    Row("export to a folder", "export run --output .", ("--output must be a file",), finished),
+    Row("weights absent", "evaluate run --weights no.safetensors",
+        ("readable safetensors file", "no.safetensors"), finished),
+    Row("weights pickled", "evaluate run --weights a.pt", ("readable safetensors file", "a.pt"),
+        beside_a_run("a.pt", pickle.dumps({"stem.conv1.weight": 0}))),
+    Row("weights of another network", "evaluate run --weights other.safetensors",
+        ("must hold stem.conv1.weight of the network resnet8", "got shape (8, 3, 3, 3)"),
+        weights_of_another_network),
+    Row("predict without a run", "predict nowhere a.png", ("must hold a checkpoint", "nowhere")),
+    Row("predict no image", "predict run absent.png", ("every image must be readable",
+        "absent.png"), finished),
+    Row("predict a text", "predict run a.txt", ("every image must be readable", "a.txt"),
+        beside_a_run("a.txt", b"no image")),
 ]  # fmt: skip
 
 
@@ -394,8 +431,6 @@ def test_the_watch_for_processes_would_see_one():
 
 def main(folder: Path) -> None:
     """Run all rows; nothing but results.json leaves this process."""
-    import torch
-
     import service.plot  # noqa: F401 - the first time anywhere it starts a program to list fonts
 
     torch.set_num_threads(1)

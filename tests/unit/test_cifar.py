@@ -94,7 +94,7 @@ def cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cifar10_is_read(cifar10: Path):
     data = Cifar10Config(name="cifar10", root=str(cifar10))
-    assert describe(data) == Problem((3, 32, 32), 10, 30, 6)
+    assert describe(data) == Problem((3, 32, 32), 10, 30, 6, NAMES)
     assert class_names(data) == NAMES
     train, test = load_images(data, "train"), load_images(data, "test")
     assert train.dtype == test.dtype == torch.uint8
@@ -108,7 +108,7 @@ def test_cifar10_is_read(cifar10: Path):
 
 def test_cifar100_is_read_with_its_fine_classes(cifar100: Path):
     data = Cifar100Config(name="cifar100", root=str(cifar100))
-    assert describe(data) == Problem((3, 32, 32), 100, 12, 5)
+    assert describe(data) == Problem((3, 32, 32), 100, 12, 5, class_names(data))
     assert class_names(data)[::99] == ("fine 0", "fine 99")
     expected = pixels("train", 12).reshape(12, 3, 32, 32)
     assert np.array_equal(load_images(data, "train").numpy(), expected)

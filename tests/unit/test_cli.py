@@ -36,9 +36,12 @@ def test_version():
     assert CliRunner().invoke(app, ["version"]).stdout == f"{__version__}\n"
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("resume",), ("evaluate",), ("config",)])
-def test_every_command_has_a_help_text(command: tuple[str, ...]):
-    result = CliRunner().invoke(app, [*command, "--help"])
+COMMANDS = ("", "train", "resume", "evaluate", "predict", "export", "config", "version")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_text(command: str):
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.stdout
 
@@ -73,11 +76,12 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]):
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
-def test_configurations_are_shown_without_importing_anything_slow():
+@pytest.mark.parametrize("arguments", [("config", "show"), ("--help",), ("export", "--help")])
+def test_nothing_slow_is_imported_where_nothing_is_computed(arguments: tuple[str, ...]):
     program = (
         "import sys\n"
         "from service.cli import main\n"
-        "sys.argv = ['laminar', 'config', 'show']\n"
+        f"sys.argv = ['laminar', *{arguments}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "slow = [n for n in ('ray', 'torch', 'matplotlib', 'actors') if n in sys.modules]\n"
         "sys.exit(', '.join(slow) or 0)\n"

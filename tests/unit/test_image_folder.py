@@ -43,7 +43,7 @@ def config(root: Path, **changes: Any) -> ImageFolderConfig:
 def test_classes_are_the_folders_and_files_are_sorted(root: Path):
     (root / "train" / "ant" / "notes.txt").write_text("not an image")
     data = config(root)
-    assert describe(data) == Problem((3, SIZE, SIZE), 2, 6, 2)
+    assert describe(data) == Problem((3, SIZE, SIZE), 2, 6, 2, ("ant", "bee"))
     assert load_labels(data, "train").tolist() == [0, 0, 0, 1, 1, 1]
     listing = list_split(data, "train")
     assert listing.class_names == ("ant", "bee")

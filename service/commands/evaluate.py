@@ -1,0 +1,42 @@
+"""`laminar evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.commands.options import CheckpointName, Run
+
+
+def evaluate(
+    run: Run,
+    checkpoint: CheckpointName = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Exported safetensors file, instead of the checkpoint's weights."),
+    ] = None,
+) -> None:
+    """Compute loss and accuracy of a run's checkpoint; prints one JSON object."""
+    from rich.progress import Progress
+
+    from laminar.errors import ConfigError
+    from laminar.evaluation import evaluate_run
+
+    if split not in ("test", "train"):
+        raise ConfigError("--split must be test or train", got=split, fix="choose one of them")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating")
+        result = evaluate_run(
+            run,
+            checkpoint=checkpoint,
+            split=split,  # type: ignore[arg-type]
+            weights=weights,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    typer.echo(json.dumps(result))
