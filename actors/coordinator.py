@@ -49,12 +49,17 @@ class Stages:
             ]
         )
 
-    def setup(self, plan: Plan) -> list[dict[str, Any]]:
-        """Build the stages of a plan, or build them anew, and introduce neighbours."""
+    def setup(self, plan: Plan, *, is_new: bool = True) -> list[dict[str, Any]]:
+        """Build the stages of a plan, or build them anew, and introduce neighbours.
+
+        Args:
+            plan: The resolved run.
+            is_new: Whether no checkpoint will be loaded.
+        """
         ends = [None, *self.actors, None]
         threads = plan.config.resources.threads_per_stage
         infos: list[dict[str, Any]] = self.gather(
-            [a.setup.remote(plan, k, threads) for k, a in enumerate(self.actors)]
+            [a.setup.remote(plan, k, threads, is_new) for k, a in enumerate(self.actors)]
         )
         self.gather([a.connect.remote(ends[k], ends[k + 2]) for k, a in enumerate(self.actors)])
         return infos
@@ -162,7 +167,7 @@ class Coordinator:
 
     def setup(self) -> list[dict[str, Any]]:
         """Build the stages and load the checkpoint, if any; return what the stages say."""
-        self._infos = self._stages.setup(self._plan)
+        self._infos = self._stages.setup(self._plan, is_new=self._checkpoint is None)
         if self._checkpoint is not None:
             self._stages.load(self._checkpoint)
         return self._infos

@@ -72,8 +72,16 @@ class StageActor:
         self._mailbox = Mailbox(capacity=1)
         self._done = 0
 
-    def setup(self, plan: Plan, index: int, num_threads: int) -> dict[str, Any]:
+    def setup(
+        self, plan: Plan, index: int, num_threads: int, is_new: bool = True
+    ) -> dict[str, Any]:
         """Build the stage, or build it anew, and open the data it reads.
+
+        Args:
+            plan: The resolved run.
+            index: k.
+            num_threads: Intra-op threads.
+            is_new: Whether no checkpoint will be loaded.
 
         Returns:
             For the environment record: device, threads; from stage 0 the data's mean and std.
@@ -84,7 +92,7 @@ class StageActor:
         device = pick_device(resources.device)
         if device.type == "cuda" and 0 < resources.gpus_per_stage < 1:
             torch.cuda.set_per_process_memory_fraction(resources.gpus_per_stage)
-        self._stage = Stage(plan, index, device)
+        self._stage = Stage(plan, index, device, is_new=is_new)
         self._inputs = open_inputs(plan.config) if self._stage.is_first else None
         self._labels = open_labels(plan.config) if self._stage.is_last else None
         # What the schedule lets a neighbour run ahead, so that training never waits for room.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +28,9 @@ from laminar.config import Config
 from laminar.data import describe, open_images, with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError, UserError
 from laminar.plan import Plan, make_plan
-from laminar.progress import Callback, DataProgress, EpochEnd, Event
+from laminar.progress import Callback, DataProgress, EpochEnd, Event, Notice
 from laminar.run_directory import RunDirectory
+from laminar.weights import notices as notices_of
 
 _POLL_S = 0.25
 _GOODBYE_S = 15.0
@@ -55,7 +57,8 @@ class LayerParallelTrainer:
             `checkpoint_config.num_to_keep`, `failure_config.max_failures`.
         address: Of a running Ray cluster; None starts a small one on this machine, or uses the
             one that this process is already connected to.
-        callback: Called with `laminar.progress` events a few times a second.
+        callback: Called with `laminar.progress` events a few times a second. Without one, notices
+            go to the logger `laminar` as warnings.
     """
 
     def __init__(
@@ -141,11 +144,11 @@ class LayerParallelTrainer:
         """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
         config = with_absolute_paths(self._config)
         if self._address is None:
-            plan = make_plan(config, describe(config.data))
+            plan, notices = _plan_here(config, self._is_new)
             for split in ("train", "test"):
                 open_images(config, split, self._tell_data)
         else:
-            plan = _plan_from_afar(config, self._address)
+            plan, notices = _plan_from_afar(config, self._address, self._is_new)
         if not self._is_new:
             newest = read_manifest(find_checkpoint(self._run.path))
             if newest.plan.config != plan.config:
@@ -157,6 +160,8 @@ class LayerParallelTrainer:
             check_fits(load_tensors(newest), plan)
         else:
             self._run.check_is_free()
+        for message in notices:
+            self._tell(Notice(message))
         return plan
 
     def _fit_with_retries(self, plan: Plan, group: PlacementGroup) -> dict[str, Any]:
@@ -227,6 +232,8 @@ class LayerParallelTrainer:
     def _tell(self, event: Event) -> None:
         if self._callback is not None:
             self._callback(event)
+        elif isinstance(event, Notice):
+            logging.getLogger("laminar").warning(event.message)
 
     def _say_goodbye(self, coordinator: Any) -> None:
         """Let the stages leave their work; whoever does not answer in time is killed with them."""
@@ -234,15 +241,18 @@ class LayerParallelTrainer:
             ray.get(coordinator.stop.remote(), timeout=_GOODBYE_S)
 
 
-def _plan_from_afar(config: Config, address: str) -> Plan:
-    """Make the plan where the data is: on the cluster, before the first tick."""
+def _plan_from_afar(config: Config, address: str, is_new: bool) -> tuple[Plan, list[str]]:
+    """Make the plan where data and weights are: on the cluster, before the first tick."""
     with ray_cluster(address, config), _unwrapped():
-        plan: Plan = ray.get(ray.remote(num_cpus=0)(_plan_here).remote(config))
-    return plan
+        make = ray.remote(num_cpus=0)(_plan_here)
+        found: tuple[Plan, list[str]] = ray.get(make.remote(config, is_new))
+    return found
 
 
-def _plan_here(config: Config) -> Plan:
-    return make_plan(config, describe(config.data))
+def _plan_here(config: Config, is_new: bool) -> tuple[Plan, list[str]]:
+    """Return the plan, and what the user of a new run should know of it."""
+    plan = make_plan(config, describe(config.data))
+    return plan, notices_of(plan) if is_new else []
 
 
 @contextlib.contextmanager

@@ -46,5 +46,12 @@ class EpochEnd:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | DataProgress | EpochEnd
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know before training begins: one sentence or two."""
+
+    message: str
+
+
+Event = Progress | DataProgress | EpochEnd | Notice
 Callback = Callable[[Event], None]

@@ -26,6 +26,7 @@ from laminar.engine import Inputs, Labels
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.plan import Plan, Segment
 from laminar.reference_optimizers import Optimizer, Tensors, average, clip, make_optimizer
+from laminar.weights import load_weights
 
 
 class Reference:
@@ -45,6 +46,8 @@ class Reference:
         self.modules = [
             plan.build_stage_module(bounds[k], bounds[k + 1]) for k in range(self.num_stages)
         ]
+        for module in self.modules:
+            load_weights(module, plan)
         self.weights: list[Tensors] = [
             {n: p.detach().clone() for n, p in m.named_parameters()} for m in self.modules
         ]

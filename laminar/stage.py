@@ -16,6 +16,7 @@ from laminar.loss import num_correct
 from laminar.optimizer import STATE_FIELDS, Optimizer, clip, ema_decay, lookahead
 from laminar.plan import Plan
 from laminar.schedule import updates_until_own
+from laminar.weights import load_weights
 
 
 @dataclass
@@ -48,15 +49,25 @@ class Stage:
         plan: The resolved run.
         index: k, 0 <= k < K.
         device: Where it computes.
+        is_new: Start from `model.weights`, if given; a stage that will load a checkpoint need not.
     """
 
-    def __init__(self, plan: Plan, index: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        device: torch.device | str = "cpu",
+        *,
+        is_new: bool = True,
+    ) -> None:
         self.plan, self.index, self.device = plan, index, torch.device(device)
         config, bounds = plan.config, plan.bounds
         self.num_stages = config.num_stages
         self.is_first, self.is_last = index == 0, index == self.num_stages - 1
-        self.module = plan.build_stage_module(bounds[index], bounds[index + 1]).to(self.device)
-        self.module.train()
+        self.module = plan.build_stage_module(bounds[index], bounds[index + 1])
+        if is_new:
+            load_weights(self.module, plan)
+        self.module.to(self.device).train()
         self.sample_indices = (
             SampleIndices(config, plan.problem.num_train) if self.module.has_dropout else None
         )

@@ -59,7 +59,11 @@ class ProgressDisplay:
 
     def __call__(self, event: events.Event) -> None:
         """Take in what the trainer tells."""
-        if isinstance(event, events.EpochEnd):
+        if isinstance(event, events.Notice):
+            self._console.print(
+                f"note: {event.message}", highlight=False, markup=False, soft_wrap=True
+            )
+        elif isinstance(event, events.EpochEnd):
             self._epochs.append(event.metrics)
             if self._live is None and not self._is_quiet:
                 self._console.print(

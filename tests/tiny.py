@@ -17,6 +17,7 @@ from laminar.reference import Reference
 from laminar.run_directory import RunDirectory
 
 BATCH_SIZE, SIZE = 8, 8
+TINY_MODEL = {"name": "resnet8", "width": 4}
 
 
 def tiny_config(num_batches: int = 5, **changes: Any) -> Config:
@@ -25,7 +26,7 @@ def tiny_config(num_batches: int = 5, **changes: Any) -> Config:
         "epochs": 2,
         "batch_size": BATCH_SIZE,
         "eval_batch_size": BATCH_SIZE,
-        "model": {"name": "resnet8", "width": 4},
+        "model": TINY_MODEL,
         "data": {
             "name": "synthetic",
             "image_size": SIZE,

@@ -40,6 +40,12 @@ class ModelConfig(FrozenModel):
         0.0, ge=0, lt=1, description="Probability of dropping a value inside a block of a wrn."
     )
 
+    weights: str | None = Field(
+        None,
+        description="File to start from, .safetensors or .pth, under the network's own names; a "
+        "classifier of another number of classes starts fresh.",
+    )
+
     @model_validator(mode="after")
     def _dropout_is_of_wide_networks(self) -> ModelConfig:
         if self.dropout and parse_name(self.name).family != "wide":

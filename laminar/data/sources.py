@@ -191,14 +191,20 @@ def load_image(data: DataConfig, problem: Problem, path: Path) -> Tensor:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Make the data's folders absolute, so that actors and later runs find them."""
-    data = config.data
-    if isinstance(data, DigitsConfig | SyntheticConfig):
-        return config
-    changes = {"root": str(Path(data.root).expanduser().resolve())}
-    if isinstance(data, ImageFolderConfig) and data.cache_dir is not None:
-        changes["cache_dir"] = str(Path(data.cache_dir).expanduser().resolve())
-    return config.model_copy(update={"data": data.model_copy(update=changes)})
+    """Make the paths of data and weights absolute, so that actors and later runs find them."""
+    data, model = config.data, config.model
+    if model.weights is not None:
+        model = model.model_copy(update={"weights": _absolute(model.weights)})
+    if not isinstance(data, DigitsConfig | SyntheticConfig):
+        changes = {"root": _absolute(data.root)}
+        if isinstance(data, ImageFolderConfig) and data.cache_dir is not None:
+            changes["cache_dir"] = _absolute(data.cache_dir)
+        data = data.model_copy(update=changes)
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _digits() -> tuple[Any, Any]:

@@ -197,6 +197,14 @@ def a_file(folder: Path) -> None:
     (folder / "runs").write_text("a file")
 
 
+def a_pickle(folder: Path) -> None:
+    (folder / "w.pth").write_bytes(pickle.dumps({"stem.conv1.weight": Path("w")}))
+
+
+def other_weights(folder: Path) -> None:
+    save_file({}, folder / "w.safetensors")
+
+
 FOLDER = "data={name: image_folder, root: data, image_size: 8}"
 MNIST = "data={name: mnist, root: data}"
 
@@ -264,6 +272,13 @@ ROWS = [
     wrong("too few images", FOLDER, "batch_size must be <= number of training images",
           "got 8, images 4", prepare=images),
     # network, cuts, filters, phases
+    wrong("dropout without a place", "model.dropout=0.3", "model.dropout must be 0", "wrn16_2"),
+    wrong("no weights", "model.weights=absent.pth", "model.weights must be a file", "absent.pth"),
+    wrong("weights of no kind", "model.weights=w.bin", ".safetensors, .pth or .pt", "w.bin"),
+    wrong("no tensors", "model.weights=w.pth", "tensors by name and nothing else", "w.pth",
+          prepare=a_pickle),
+    wrong("weights of another network", "model.weights=w.safetensors", "the tensors of resnet8",
+          "nothing called stem.conv1.weight", prepare=other_weights),
     wrong("too many stages", "num_stages=6", "num_stages must be <= number of blocks", "5 blocks"),
     wrong("cuts do not add up", "cuts=[1, 2]", "cuts must name the first block", "got 2 cuts"),
     wrong("cut out of range", "cuts=[5]", "inside the network", "got cut 5", "1..4"),

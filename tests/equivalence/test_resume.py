@@ -2,12 +2,15 @@ import shutil
 
 import pytest
 import ray.train
+from safetensors.torch import save_file
 
 from actors import LayerParallelTrainer
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
+from laminar.data import describe
 from laminar.evaluation import evaluate_run
+from laminar.plan import make_plan
 from laminar.run_directory import RunDirectory
-from tests.tiny import differing, run_reference, tiny_config, tiny_plan
+from tests.tiny import TINY_MODEL, differing, run_reference, tiny_config, tiny_plan
 
 
 def fit(config, folder, **kwargs):
@@ -21,15 +24,23 @@ def newest(path):
 
 @pytest.fixture(scope="module")
 def unbroken(ray_session, tmp_path_factory):
+    """A run of four epochs that started from a file of weights, which is gone afterwards."""
     path = tmp_path_factory.mktemp("unbroken")
+    weights = path / "weights.safetensors"
+    module = tiny_plan(seed=1).build_stage_module(0, 5)
+    save_file({name: t.detach() for name, t in module.public_tensors()}, weights)
+    config = tiny_config(epochs=4, model={**TINY_MODEL, "weights": str(weights)})
     events = []
-    result = fit(tiny_config(epochs=4), path, callback=events.append)
-    return path / "run", result, events
+    result = fit(config, path, callback=events.append)
+    reference = run_reference(make_plan(config, describe(config.data)))
+    weights.unlink()
+    return path / "run", result, events, reference
 
 
 def test_trainer_equals_reference(unbroken):
-    path, result, _ = unbroken
-    assert differing(run_reference(tiny_plan(epochs=4)).state(), newest(path)) == []
+    path, result, _, reference = unbroken
+    assert differing(reference.state(), newest(path)) == []
+    assert differing(reference.state(), run_reference(tiny_plan(epochs=4)).state())
     assert result.path == str(path)
     assert result.metrics == RunDirectory(path).read_metrics()[-1]
     assert 0 <= result.metrics["test_accuracy"] <= 1
@@ -37,7 +48,7 @@ def test_trainer_equals_reference(unbroken):
 
 @pytest.mark.parametrize("epochs_done", [1, 3])
 def test_resumed_equals_unbroken(unbroken, tmp_path, epochs_done):
-    path, _, _ = unbroken
+    path, *_ = unbroken
     broken = tmp_path / "run"
     shutil.copytree(path, broken)
     for folder in list_checkpoints(broken / "checkpoints")[epochs_done:]:
@@ -54,7 +65,7 @@ def test_resumed_equals_unbroken(unbroken, tmp_path, epochs_done):
 
 
 def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
-    path, result, _ = unbroken
+    path, result, *_ = unbroken
     done = tmp_path / "run"
     shutil.copytree(path, done)
     again = LayerParallelTrainer.resume(done).fit()
@@ -63,7 +74,7 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
 
 
 def test_evaluation_of_the_checkpoint_equals_the_pipelines(unbroken):
-    path, result, _ = unbroken
+    path, result, *_ = unbroken
     evaluated = evaluate_run(path)
     assert evaluated["accuracy"] == result.metrics["test_accuracy"]
     assert evaluated["loss"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
@@ -71,9 +82,12 @@ def test_evaluation_of_the_checkpoint_equals_the_pipelines(unbroken):
 
 
 def test_callback_saw_progress_and_every_epoch(unbroken):
-    from laminar.progress import EpochEnd, Progress
+    from laminar.progress import EpochEnd, Notice, Progress
 
-    _, _, events = unbroken
+    _, _, events, _ = unbroken
+    notices = [e.message for e in events if isinstance(e, Notice)]
+    assert len(notices) == 1
+    assert "filters before blocks" in notices[0]
     assert [e.metrics["epoch"] for e in events if isinstance(e, EpochEnd)] == [1, 2, 3, 4]
     seen = [e for e in events if isinstance(e, Progress)]
     assert seen[-1].num_batches_done == seen[-1].num_batches == 20

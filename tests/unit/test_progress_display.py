@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from laminar.progress import DataProgress, EpochEnd, Progress
+from laminar.progress import DataProgress, EpochEnd, Notice, Progress
 from service.progress import ProgressDisplay
 
 METRICS: dict[str, Any] = {
@@ -156,6 +156,16 @@ def test_quiet_shows_nothing(is_terminal: bool):
         display(progress())
         display(EpochEnd(METRICS))
     assert text_of(screen) == ""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("is_quiet", [True, False])
+def test_a_notice_is_shown_whatever_else_is(is_terminal: bool, is_quiet: bool):
+    screen = console(is_terminal)
+    with ProgressDisplay(screen, is_quiet=is_quiet) as display:
+        display(Notice("fc.weight starts fresh [1000]"))
+        display(progress())
+    assert "note: fc.weight starts fresh [1000]" in text_of(screen)
 
 
 def test_an_error_inside_passes_through_and_frees_the_terminal():
