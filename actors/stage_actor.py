@@ -21,6 +21,7 @@ from laminar.engine import BatchDone, Direction, Program, Receive, Send, evaluat
 from laminar.errors import ResourceError
 from laminar.filters import Message
 from laminar.plan import Plan, Segment
+from laminar.precision import check_compiler, use_tf32
 from laminar.stage import Stage, Tally
 
 Array = NDArray[Any]
@@ -90,6 +91,8 @@ class StageActor:
         keep_freed_memory()
         resources = plan.config.resources
         device = pick_device(resources.device)
+        check_compiler(plan.config.precision, device.type)
+        use_tf32(plan.config.precision)
         if device.type == "cuda" and 0 < resources.gpus_per_stage < 1:
             torch.cuda.set_per_process_memory_fraction(resources.gpus_per_stage)
         self._stage = Stage(plan, index, device, is_new=is_new)

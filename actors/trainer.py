@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.cluster import ray_cluster, reserve
 from actors.coordinator import Coordinator, Stages
 from actors.mailbox import Aborted
+from actors.measuring import device_type_here, measured
 from laminar.checkpoint import (
     check_fits,
     find_checkpoint,
@@ -28,6 +29,7 @@ from laminar.config import Config
 from laminar.data import describe, open_images, with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError, UserError
 from laminar.plan import Plan, make_plan
+from laminar.precision import check_compiler
 from laminar.progress import Callback, DataProgress, EpochEnd, Event, Notice
 from laminar.run_directory import RunDirectory
 from laminar.weights import notices as notices_of
@@ -131,6 +133,7 @@ class LayerParallelTrainer:
 
     def _train(self, plan: Plan) -> dict[str, Any]:
         with ray_cluster(self._address, plan.config), reserve(plan.config) as group:
+            plan = measured(plan, group)
             if self._is_new:
                 self._run.create(plan.config)
             try:
@@ -144,6 +147,7 @@ class LayerParallelTrainer:
         """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
         config = with_absolute_paths(self._config)
         if self._address is None:
+            check_compiler(config.precision, device_type_here(config))
             plan, notices = _plan_here(config, self._is_new)
             for split in ("train", "test"):
                 open_images(config, split, self._tell_data)

@@ -115,6 +115,11 @@ class BlockSequence(nn.Module):
             x = block(x)
         return x
 
+    def enter(self, phase: str) -> None:
+        """Let the filters inside act as in this phase: parallel, correction or evaluation."""
+        for boundary in self._inner.values():
+            boundary.enter(phase)
+
     def public_name(self, key: str) -> str:
         """Translate a key of this module (`blocks.3.conv1.weight`) into the network's own."""
         _, index, rest = key.split(".", 2)

@@ -124,6 +124,7 @@ def parallel_phase(
 
     The stage updates when the M-th backward of a batch is done.
     """
+    stage.enter("parallel")
     p = stage.plan.config.parallel
     first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
     feed = _Feed(stage, segment, inputs, labels, p.micro_batches)
@@ -148,6 +149,7 @@ def correction_phase(
     stage: Stage, segment: Segment, inputs: Inputs | None, labels: Labels | None
 ) -> Program:
     """Train a segment with exact gradients: per batch a 1F1B pipeline, then the update."""
+    stage.enter("correction")
     per_batch = stage.plan.config.correction.micro_batches
     first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
     feed = _Feed(stage, segment, inputs, labels, per_batch)
@@ -166,6 +168,7 @@ def evaluation(
     stage: Stage, num_batches: int, inputs: Inputs | None, labels: Labels | None
 ) -> Program:
     """Run the test set forward, one message per batch; the last stage counts."""
+    stage.enter("evaluation")
     for batch in range(num_batches):
         if inputs is not None:
             x: Tensor | Message | None = inputs.test(batch)

@@ -42,7 +42,7 @@ def describe_network(network: TrainedNetwork) -> dict[str, str]:
     filters = [
         {"before_block": names[boundary], "pool": f.pool, "cast": f.cast}
         for boundary, f in sorted(plan.filters.items())
-        if not f.is_identity
+        if not f.during("evaluation").is_identity
     ]
     function = (
         f"{plan.config.model.name} with a filter before block "

@@ -3,7 +3,8 @@
 The sender computes `C(x) = cast(D(x))`, the receiver `U(lambda)`. Backwards the receiver sends
 `cast(U^T g)` and the sender applies `D^T`. Casts pass gradients straight through. Shapes are
 [B, C, H, W]; a factor that does not divide H or W leaves a smaller last window, averaged over its
-true count, and the upsampled tensor is cropped to the original size.
+true count, and the upsampled tensor is cropped to the original size. What goes in and what comes
+out is fp32 whatever the stages compute in.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Cast = Literal["fp32", "fp16", "int8"]
+Cast = Literal["fp32", "fp16", "bf16", "int8"]
 Message = tuple[Tensor, ...]
-"""What crosses a cut: one tensor, or for int8 the values and their scales."""
+"""What crosses a cut: one tensor, or for int8 the values and their scales. The bits of a bf16 value
+travel as an int16, for numpy has no bf16."""
 
 _FP16_MAX = torch.finfo(torch.float16).max
 
@@ -29,6 +31,12 @@ class Filter:
 
     pool: int = 1
     cast: Cast = "fp32"
+    parallel_only: bool = False
+    """Whether the correction phase and evaluation do without it."""
+
+    def during(self, phase: str) -> Filter:
+        """Return what acts in a phase (parallel, correction, evaluation): this or nothing."""
+        return self if phase == "parallel" or not self.parallel_only else Filter()
 
     @property
     def is_identity(self) -> bool:
@@ -58,17 +66,29 @@ class Filter:
 
 
 class FilterBoundary(nn.Module):
-    """A filter at a boundary inside a stage: the same function, and gradient, as at a cut."""
+    """A filter at a boundary inside a stage: the same function, and gradient, as at a cut.
+
+    One that acts in the parallel phase only does not until `enter` says so.
+    """
 
     def __init__(self, filter_: Filter, adjoint_scale: float) -> None:
         super().__init__()
         self.filter, self.adjoint_scale = filter_, adjoint_scale
+        self.enter("evaluation")
+
+    def enter(self, phase: str) -> None:
+        """Act as in this phase from now on."""
+        self.active = self.filter.during(phase)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return U(C(x)), same shape as `x`; in plain operations where nothing is trained."""
+        """Return U(C(x)) in fp32, of the shape and, in training, the memory format of `x`.
+
+        In plain operations where nothing is trained, so that it can be exported.
+        """
+        x = x.float()
         if not torch.is_grad_enabled():
-            return self.filter.decode(self.filter.encode(x), spatial_size(x))
-        out: Tensor = _Boundary.apply(x, self.filter, self.adjoint_scale)
+            return self.active.decode(self.active.encode(x), spatial_size(x))
+        out: Tensor = _Boundary.apply(x, self.active, self.adjoint_scale)
         return out
 
 
@@ -76,8 +96,9 @@ class _Boundary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, filter_: Filter, scale: float) -> Tensor:
         ctx.filter, ctx.scale, ctx.size = filter_, scale, spatial_size(x)
-        out = filter_.decode(filter_.encode(x), ctx.size)
-        return out.clone() if out is x else out
+        out = torch.empty_like(x)  # of the same memory format
+        out.copy_(filter_.decode(filter_.encode(x), ctx.size))
+        return out
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
@@ -153,13 +174,16 @@ def _inverse_counts(like: Tensor, size: tuple[int, int], pool: int) -> Tensor | 
 def pack(z: Tensor, cast: Cast) -> Message:
     """Cast fp32 values for the wire.
 
-    fp16 saturates instead of overflowing. int8 has one scale per sample and channel, the largest
+    fp16 saturates instead of overflowing; bf16 has the range of fp32 and rounds to 8 bits, to the
+    nearest, ties to even. int8 has one scale per sample and channel, the largest
     magnitude over 127, so that a sample's values never depend on its batch.
     """
     if cast == "fp32":
         return (z.contiguous(),)
     if cast == "fp16":
         return (z.clamp(-_FP16_MAX, _FP16_MAX).to(torch.float16).contiguous(),)
+    if cast == "bf16":
+        return (z.to(torch.bfloat16).contiguous().view(torch.int16),)
     largest = z.abs().amax(dim=tuple(range(2, z.dim())), keepdim=True)
     scale = torch.where(largest > 0, largest / 127.0, torch.ones_like(largest))
     return ((z / scale).round().clamp(-127, 127).to(torch.int8).contiguous(), scale.contiguous())
@@ -167,5 +191,8 @@ def pack(z: Tensor, cast: Cast) -> Message:
 
 def unpack(message: Message) -> Tensor:
     """Undo `pack` up to rounding; fp32, aliases an fp32 message."""
-    values = message[0].to(torch.float32)
+    values = message[0]
+    if values.dtype == torch.int16:
+        values = values.view(torch.bfloat16)
+    values = values.to(torch.float32)
     return values * message[1] if len(message) == 2 else values

@@ -65,7 +65,7 @@ class Plan:
     def filters(self) -> dict[int, Filter]:
         """Filter of each boundary that has one, by the block that receives."""
         pairs = zip(self.config.cuts or (), self.config.filter_list(), strict=True)
-        return {boundary: Filter(f.pool, f.cast) for boundary, f in pairs}
+        return {boundary: Filter(f.pool, f.cast, f.parallel_only) for boundary, f in pairs}
 
     @property
     def loss(self) -> CrossEntropy:

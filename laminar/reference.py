@@ -7,9 +7,9 @@ a cut. With the forward's own weights and eta = 1/rho the penalty method, the au
 and delayed gradients coincide: the gradient of <kappa, x> + rho/2 |x - lambda|^2 at the x that was
 sent is the adjoint p, and p is what the tables carry.
 
-Shares with the engine the filters, the loss, the learning rate and the network; the order of events
-and the handling of weights are written out again, as plainly as they can be, and so are the
-optimisers, in `laminar/reference_optimizers.py`.
+Shares with the engine the filters, the loss, the learning rate, the precision and the network; the
+order of events and the handling of weights are written out again, as plainly as they can be, and so
+are the optimisers, in `laminar/reference_optimizers.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from laminar.dropout import Samples
 from laminar.engine import Inputs, Labels
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.plan import Plan, Segment
+from laminar.precision import autocast, place, place_input
 from laminar.reference_optimizers import Optimizer, Tensors, average, clip, make_optimizer
 from laminar.weights import load_weights
+
+CPU = torch.device("cpu")
 
 
 class Reference:
@@ -43,8 +46,10 @@ class Reference:
         self.num_stages = plan.config.num_stages
         self.indices = SampleIndices(plan.config, plan.problem.num_train)
         bounds = plan.bounds
+        self.precision = plan.config.precision
         self.modules = [
-            plan.build_stage_module(bounds[k], bounds[k + 1]) for k in range(self.num_stages)
+            place(plan.build_stage_module(bounds[k], bounds[k + 1]), self.precision, CPU)
+            for k in range(self.num_stages)
         ]
         for module in self.modules:
             load_weights(module, plan)
@@ -55,13 +60,16 @@ class Reference:
         self.optimizers: list[Optimizer] = [
             make_optimizer(weights, plan.config.optimizer) for weights in self.weights
         ]
-        self.filters = [plan.filters[b] for b in bounds[1:-1]]
         self.scale = adjoint_scale(plan.config.batch_size)
         self.losses: list[float] = []
 
     def run(self) -> None:
         """Train the whole plan."""
         for segment in self.plan.segments:
+            filters = self.plan.filters
+            self.filters = [filters[b].during(segment.phase) for b in self.plan.bounds[1:-1]]
+            for module in self.modules:
+                module.enter(segment.phase)
             {"parallel": self.parallel, "correction": self.correction}[segment.phase](segment)
 
     def parallel(self, segment: Segment) -> None:
@@ -158,11 +166,14 @@ class Reference:
         else:
             size = self.plan.shapes[self.plan.bounds[k]][-2:]
             x = self.filters[k - 1].decode(message, (size[0], size[1]))
-            x = x.detach().clone().requires_grad_()
-            leaves.append(x)
+            x = x.detach().clone()
+        x = place_input(x, self.precision, CPU)
+        if k:
+            leaves.append(x.requires_grad_())
         indices = self.indices.train(*at).chunk(M)[part]
         self.modules[k].set_samples(Samples(self.plan.config.seed, segment.epoch, indices))
-        out = functional_call(self.modules[k], weights, (x,))
+        with autocast(self.precision, CPU):
+            out = functional_call(self.modules[k], weights, (x,)).float()
         if k == self.num_stages - 1:
             loss = self.plan.loss.train(out, self.labels.train(*at).chunk(M)[part])
             self.losses.append(float(loss.detach()))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from laminar.data import SampleIndices
-from laminar.filters import Filter, Message, adjoint_scale, spatial_size
+from laminar.filters import Message, adjoint_scale, spatial_size
+from laminar.learner import Learner
 from laminar.loss import num_correct
-from laminar.optimizer import STATE_FIELDS, Optimizer, clip, ema_decay, lookahead
-from laminar.plan import Plan
+from laminar.plan import Phase, Plan
+from laminar.precision import autocast, place, place_input
 from laminar.schedule import updates_until_own
 from laminar.weights import load_weights
 
@@ -64,29 +65,32 @@ class Stage:
         config, bounds = plan.config, plan.bounds
         self.num_stages = config.num_stages
         self.is_first, self.is_last = index == 0, index == self.num_stages - 1
-        self.module = plan.build_stage_module(bounds[index], bounds[index + 1])
+        module = plan.build_stage_module(bounds[index], bounds[index + 1]).train()
         if is_new:
-            load_weights(self.module, plan)
-        self.module.to(self.device).train()
+            load_weights(module, plan)
+        self.module = place(module, config.precision, self.device)
         self.sample_indices = (
             SampleIndices(config, plan.problem.num_train) if self.module.has_dropout else None
         )
-        self._keys = [key for key, _ in self.module.named_parameters()]
-        self._parameters: list[Tensor] = [p for _, p in self.module.named_parameters()]
-        self.optimizer = Optimizer(self._parameters, config.optimizer)
-        self._average = [p.detach().clone() for p in self._parameters] if config.ema else None
-        self._filter_in = None if self.is_first else self._filter_at(bounds[index])
-        self._filter_out = None if self.is_last else self._filter_at(bounds[index + 1])
+        self.learner = Learner(plan, self.module)
+        self._is_compiled = config.precision.compile
+        # Training only: an evaluation's last batch is smaller, and would be compiled anew.
+        self._compiled = torch.compile(self._functional) if self._is_compiled else self._functional
+        self.enter("correction")
         self._size_in = tuple(plan.shapes[bounds[index]][-2:])
         self._scale = adjoint_scale(config.batch_size)
         self._loss = plan.loss
         self._visits: dict[int, _Visit] = {}
         self._gradients: list[Tensor] | None = None
-        self._ahead: dict[tuple[int, float], list[Tensor]] = {}
         self.tally = Tally()
 
-    def _filter_at(self, boundary: int) -> Filter:
-        return self.plan.filters[boundary]
+    def enter(self, phase: Phase | Literal["evaluation"]) -> None:
+        """Let the filters, at the cuts and inside, act as in this phase."""
+        filters, bounds = self.plan.filters, self.plan.bounds
+        first, last = bounds[self.index], bounds[self.index + 1]
+        self._filter_in = None if self.is_first else filters[first].during(phase)
+        self._filter_out = None if self.is_last else filters[last].during(phase)
+        self.module.enter(phase)
 
     # -- training ---------------------------------------------------------------------------
 
@@ -121,12 +125,9 @@ class Stage:
         if isinstance(x, tuple):
             leaf = x_in = self._receive(x).requires_grad_()
         else:
-            x_in = x.to(self.device)
-        if s == 0:
-            weights, out = self._parameters, self.module(x_in)
-        else:
-            weights = self._weights_ahead(s, lr)
-            out = self._call(weights, x_in)
+            x_in = self._place(x)
+        weights = self.learner.ahead(s, lr) if s else self.learner.parameters
+        out = self._call(weights if s or self._is_compiled else None, x_in)
         if labels is not None:
             labels = labels.to(self.device)
             loss = self._loss.train(out, labels)
@@ -165,16 +166,8 @@ class Stage:
     def update(self, batch: int) -> None:
         """Apply the accumulated gradient of this batch of the run at the batch's learning rate."""
         assert self._gradients is not None
-        config = self.plan.config
-        if config.optimizer.clip_norm is not None:
-            self._gradients = clip(self._gradients, config.optimizer.clip_norm)
-        self.optimizer.step(self._gradients, self.plan.learning_rate(batch))
+        self.learner.update(self._gradients, batch)
         self._gradients = None
-        self._ahead.clear()
-        if config.ema is not None and self._average is not None:
-            weight = 1.0 - ema_decay(config.ema.decay, batch)
-            for average, parameter in zip(self._average, self._parameters, strict=True):
-                average.lerp_(parameter.detach(), weight)
 
     def updates_until_own(self, micro: int) -> int:
         """Return s of a forward of the parallel phase; see `schedule.updates_until_own`."""
@@ -187,7 +180,7 @@ class Stage:
         """Drop what is in flight: forwards without backwards, a batch's partial gradient."""
         self._visits.clear()
         self._gradients = None
-        self._ahead.clear()
+        self.learner.forget_ahead()
 
     def _accumulate(self, gradients: list[Tensor], factor: float) -> None:
         if factor != 1.0:
@@ -198,24 +191,18 @@ class Stage:
             pairs = zip(self._gradients, gradients, strict=True)
             self._gradients = [total + gradient for total, gradient in pairs]
 
-    def _weights_ahead(self, s: int, lr: float) -> list[Tensor]:
-        """Return detached weights for a forward s updates early, shared until the next update."""
-        if (s, lr) not in self._ahead:
-            self._ahead[s, lr] = [
-                self._weight_ahead(p, s, lr).requires_grad_() for p in self._parameters
-            ]
-        return self._ahead[s, lr]
+    def _call(self, weights: list[Tensor] | None, x: Tensor) -> Tensor:
+        """Run the blocks in fp32 or under autocast, at their own weights or at these; fp32."""
+        with autocast(self.plan.config.precision, self.device):
+            if weights is None:
+                out: Tensor = self.module(x)
+            else:
+                named = dict(zip(self.learner.keys, weights, strict=True))
+                run = self._compiled if self.module.training else self._functional
+                out = run(named, x)
+        return out.float()
 
-    def _weight_ahead(self, parameter: Tensor, s: int, lr: float) -> Tensor:
-        config = self.plan.config
-        if not config.parallel.lookahead:
-            return parameter.detach().clone()
-        state = self.optimizer.state.get(parameter, {})
-        return lookahead(parameter, state, config.optimizer, lr=lr, s=s)
-
-    def _call(self, weights: list[Tensor], x: Tensor) -> Tensor:
-        """Run the blocks at these weights, which stand for the module's own."""
-        named = dict(zip(self._keys, weights, strict=True))
+    def _functional(self, named: dict[str, Tensor], x: Tensor) -> Tensor:
         out: Tensor = functional_call(self.module, named, (x,))
         return out
 
@@ -229,8 +216,8 @@ class Stage:
         of training: they are moving averages of their own.
         """
         self.module.eval()
-        x_in = self._receive(x) if isinstance(x, tuple) else x.to(self.device)
-        out = self.module(x_in) if self._average is None else self._call(self._average, x_in)
+        x_in = self._receive(x) if isinstance(x, tuple) else self._place(x)
+        out = self._call(self.learner.average, x_in)
         self.module.train()
         if labels is not None:
             labels = labels.to(self.device)
@@ -251,7 +238,10 @@ class Stage:
         assert self._filter_in is not None
         parts = tuple(part.to(self.device, non_blocking=True) for part in message)
         x = self._filter_in.decode(parts, self._size_in)  # type: ignore[arg-type]
-        return x.clone() if x is parts[0] else x
+        return self._place(x.clone() if x is parts[0] else x)
+
+    def _place(self, x: Tensor) -> Tensor:
+        return place_input(x, self.plan.config.precision, self.device)
 
     def _send(self, out: Tensor) -> Message | None:
         return None if self._filter_out is None else self._filter_out.encode(out)
@@ -259,48 +249,13 @@ class Stage:
     # -- state ------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Return parameters, buffers, averages and optimiser state by name, on the CPU, copied.
-
-        Names do not depend on the cuts: `model.NAME`, `ema.NAME` and `optimizer.FIELD.NAME`, with
-        the fields of torch's own optimiser.
-        """
-        tensors = {f"model.{n}": t for n, t in self.module.public_tensors()}
-        for name, parameter in self._named_parameters():
-            for field, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{field}.{name}"] = value
-        tensors |= {f"ema.{name}": average for name, average in self._named_averages()}
-        return {k: t.detach().to("cpu", copy=True).contiguous() for k, t in tensors.items()}
+        """Return the stage's state by names that do not depend on the cuts; see `Learner.state`."""
+        return self.learner.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over this stage's part of what `state` returned, at any cuts.
-
-        Raises:
-            KeyError: A parameter, buffer or average of this stage is missing.
-            ValueError: A tensor has another shape.
-        """
+        """Take over this stage's part of what `state` returned; see `Learner.load_state`."""
         self.discard()
-        with torch.no_grad():
-            for name, target in self.module.public_tensors():
-                _copy(tensors[f"model.{name}"], target, name)
-            for name, target in self._named_averages():
-                _copy(tensors[f"ema.{name}"], target, name)
-        self.optimizer.state.clear()
-        for name, parameter in self._named_parameters():
-            for field in STATE_FIELDS[self.plan.config.optimizer.name]:
-                key = f"optimizer.{field}.{name}"
-                if key in tensors:
-                    # Torch wants the count of updates on the CPU, wherever the parameter is.
-                    device = "cpu" if field == "step" else self.device
-                    value = tensors[key].to(device, copy=True)
-                    self.optimizer.state.setdefault(parameter, {})[field] = value
-
-    def _named_averages(self) -> Iterable[tuple[str, Tensor]]:
-        for key, average in zip(self._keys, self._average or (), strict=False):
-            yield self.module.public_name(key), average
-
-    def _named_parameters(self) -> Iterable[tuple[str, Tensor]]:
-        for key, parameter in zip(self._keys, self._parameters, strict=True):
-            yield self.module.public_name(key), parameter
+        self.learner.load_state(tensors)
 
 
 class _InnerProduct(torch.autograd.Function):
@@ -317,9 +272,3 @@ class _InnerProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[None, Tensor]:
         return None, ctx.saved_tensors[0]
-
-
-def _copy(source: Tensor, target: Tensor, name: str) -> None:
-    if source.shape != target.shape:
-        raise ValueError(f"{name}: {tuple(source.shape)} != {tuple(target.shape)}")
-    target.copy_(source)

@@ -16,7 +16,6 @@ from torch import Tensor
 from laminar.blocks import BlockSequence
 from laminar.config.architecture import parse_name
 from laminar.errors import CheckpointError, ConfigError
-from laminar.filters import Filter
 from laminar.plan import Plan
 
 TORCH_SUFFIXES = (".pth", ".pt")
@@ -67,7 +66,8 @@ def notices(plan: Plan) -> list[str]:
             f"{', '.join(fresh)} start fresh: {model.weights} is for another number of classes "
             f"than {plan.problem.num_classes}"
         )
-    filtered = [str(boundary) for boundary, f in sorted(plan.filters.items()) if f != Filter()]
+    filters = sorted(plan.filters.items())
+    filtered = [str(b) for b, f in filters if not f.during("evaluation").is_identity]
     if filtered and (model.weights or parse_name(model.name).family == "torchvision"):
         found.append(
             f"{model.name} with filters before blocks {', '.join(filtered)} is another function "

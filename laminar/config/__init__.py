@@ -26,6 +26,9 @@ from laminar.config.optimization import (
     SgdConfig,
     StepConfig,
 )
+from laminar.config.precision import (
+    PrecisionConfig,
+)
 from laminar.config.resources import (
     ResourceConfig,
 )
@@ -62,6 +65,7 @@ __all__ = [
     "ParallelConfig",
     "PhaseCycles",
     "PhaseSegment",
+    "PrecisionConfig",
     "ResizedCropConfig",
     "ResourceConfig",
     "ScheduleConfig",

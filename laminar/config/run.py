@@ -16,6 +16,7 @@ from laminar.config.optimization import (
     SgdConfig,
     StepConfig,
 )
+from laminar.config.precision import PrecisionConfig
 from laminar.config.resources import ResourceConfig
 from laminar.config.training import (
     CorrectionConfig,
@@ -56,6 +57,9 @@ class Config(FrozenModel):
     phases: PhaseCycles | tuple[PhaseSegment, ...] = Field(
         default_factory=PhaseCycles,
         description="Phase plan: cycles by fraction, or a list of segments that sums to `epochs`.",
+    )
+    precision: PrecisionConfig = Field(
+        default_factory=PrecisionConfig, description="How stages compute."
     )
     resources: ResourceConfig = Field(default_factory=ResourceConfig, description="Resources.")
 

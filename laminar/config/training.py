@@ -13,9 +13,14 @@ from laminar.errors import ConfigError
 class FilterConfig(FrozenModel):
     """What happens to a tensor where it crosses a cut; part of the network's function."""
 
-    pool: Literal[1, 2, 4] = Field(1, description="Average-pool by this factor, nearest back up.")
-    cast: Literal["fp32", "fp16", "int8"] = Field(
+    pool: int = Field(1, ge=1, le=8, description="Average-pool by this factor, nearest back up.")
+    cast: Literal["fp32", "fp16", "bf16", "int8"] = Field(
         "fp32", description="Type on the wire; int8 has one scale per sample and channel."
+    )
+    parallel_only: bool = Field(
+        False,
+        description="Filter in the parallel phase only, not in correction phase and evaluation; "
+        "costs accuracy.",
     )
 
 

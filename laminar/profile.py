@@ -1,0 +1,102 @@
+"""What is measured before a run: seconds of each block, on the device that will train it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+
+from laminar.config import Config, PrecisionConfig
+from laminar.dropout import Samples
+from laminar.plan import Plan
+from laminar.precision import autocast, place, place_input
+
+T = TypeVar("T")
+MemoryFormat = Literal["contiguous", "channels_last"]
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """Of one micro-batch of the parallel phase."""
+
+    forward_s: float
+    backward_s: float
+
+
+def needs_measuring(config: Config) -> bool:
+    """Whether a configuration leaves something to be found by timing."""
+    return config.precision.memory_format == "auto"
+
+
+def measure(plan: Plan, device: torch.device, num_repeats: int = 5) -> Config:
+    """Return the configuration with all that timing chooses written out.
+
+    The memory format is the one in which forward and backward through all blocks take less time.
+
+    Args:
+        plan: A run whose configuration may say `auto`.
+        device: Where stages compute.
+        num_repeats: Timed passes through each block.
+    """
+    if plan.config.precision.memory_format != "auto":
+        return plan.config
+    formats: tuple[MemoryFormat, ...] = ("contiguous", "channels_last")
+    times = {f: time_blocks(plan, device, f, num_repeats) for f in formats}
+    best = min(formats, key=lambda f: sum(t.forward_s + t.backward_s for t in times[f]))
+    precision = plan.config.precision.model_copy(update={"memory_format": best})
+    return plan.config.model_copy(update={"precision": precision})
+
+
+def time_blocks(
+    plan: Plan, device: torch.device, memory_format: MemoryFormat, num_repeats: int
+) -> list[BlockTime]:
+    """Time each block by itself, eagerly, on random input of a micro-batch of the parallel phase.
+
+    Returns:
+        The median of the repeats, after one pass that does not count, for each block.
+    """
+    precision = plan.config.precision.model_copy(update={"memory_format": memory_format})
+    return [
+        _time_block(plan, index, device, precision, num_repeats) for index in range(plan.bounds[-1])
+    ]
+
+
+def _time_block(
+    plan: Plan, index: int, device: torch.device, precision: PrecisionConfig, num_repeats: int
+) -> BlockTime:
+    module = place(plan.build_stage_module(index, index + 1).train(), precision, device)
+    size = plan.config.batch_size // plan.config.parallel.micro_batches
+    module.set_samples(Samples(seed=0, epoch=0, indices=torch.arange(size)))
+    x = place_input(torch.randn(size, *plan.shapes[index]), precision, device)
+    inputs = [*module.parameters(), *([x.requires_grad_()] if index else [])]
+
+    def forward() -> torch.Tensor:
+        with autocast(precision, device):
+            out: torch.Tensor = module(x)
+        return out.float()
+
+    grad_out = torch.randn_like(forward())
+    seconds = []
+    for _ in range(num_repeats + 1):
+        out, forward_s = _timed(forward, device)
+        _, backward_s = _timed(lambda out=out: torch.autograd.grad(out, inputs, grad_out), device)  # type: ignore[misc]
+        seconds.append((forward_s, backward_s))
+    forwards, backwards = zip(*seconds[1:], strict=True)
+    return BlockTime(statistics.median(forwards), statistics.median(backwards))
+
+
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    _wait(device)
+    started = time.perf_counter()
+    result = work()
+    _wait(device)
+    return result, time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
