@@ -196,6 +196,7 @@ class Coordinator:
         started = time.monotonic()
         test = self._stages.evaluate()[-1].tally
         seconds["evaluation"] = time.monotonic() - started
+        self._confusion = test.confusion_matrix()
         tallies = [report[-1].tally for report in reports]
         num = sum(tally.num_samples for tally in tallies)
         trained_s = seconds["parallel"] + seconds["correction"]
@@ -207,8 +208,7 @@ class Coordinator:
             "lr": self._plan.learning_rate((epoch + 1) * self._plan.batches_per_epoch - 1),
             "train_loss": sum(tally.loss_sum for tally in tallies) / num,
             "train_accuracy": sum(tally.num_correct for tally in tallies) / num,
-            "test_loss": test.loss_sum / test.num_samples,
-            "test_accuracy": test.num_correct / test.num_samples,
+            **{f"test_{name}": value for name, value in test.means().items()},
             "seconds": seconds,
             "samples_per_s": num / trained_s,
             "cuts": self._cut_bytes(reports),
@@ -236,6 +236,7 @@ class Coordinator:
         folder = self._run.checkpoints / f"epoch_{epoch:04d}"
         parts = self._stages.save(str(folder))
         metrics["seconds"]["checkpoint"] = time.monotonic() - started
+        self._run.write_confusion(epoch, self._plan.problem.names, self._confusion)
         self._run.append_metrics(metrics)
         data = {"mean": self._infos[0]["mean"], "std": self._infos[0]["std"]}
         publish(folder, epoch=epoch, plan=self._plan, parts=parts, data=data)

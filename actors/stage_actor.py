@@ -22,7 +22,8 @@ from laminar.errors import ResourceError
 from laminar.filters import Message
 from laminar.plan import Plan, Segment
 from laminar.precision import check_compiler, use_tf32
-from laminar.stage import Stage, Tally
+from laminar.stage import Stage
+from laminar.tally import Tally
 
 Array = NDArray[Any]
 

@@ -20,9 +20,9 @@ from laminar.data import (
     with_absolute_paths,
 )
 from laminar.dropout import Samples
-from laminar.loss import num_correct
 from laminar.networks import build_blocks
 from laminar.plan import Plan, make_plan
+from laminar.tally import Tally
 
 
 def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
     inputs, labels = open_inputs(config), open_labels(config)
     lines = []
     for epoch in range(config.epochs):
-        started, loss_sum, correct = time.perf_counter(), 0.0, 0
+        started, tally = time.perf_counter(), Tally()
         network.train()
         for batch in range(plan.batches_per_epoch):
             x, y = inputs.train(epoch, batch), labels.train(epoch, batch)
@@ -61,17 +61,14 @@ def train_serial(config: Config, num_threads: int) -> list[dict[str, Any]]:
                 epoch * plan.batches_per_epoch + batch
             )
             optimizer.step()
-            loss_sum += float(loss.detach()) * len(y)
-            correct += num_correct(logits, y)
+            tally.add(logits.detach(), y, loss.detach())
         seconds = time.perf_counter() - started
-        num = plan.batches_per_epoch * config.batch_size
         lines.append(
             {
                 "epoch": epoch + 1,
-                "train_loss": loss_sum / num,
-                "train_accuracy": correct / num,
+                **{f"train_{name}": value for name, value in tally.means().items()},
                 "seconds": {"serial": seconds},
-                "samples_per_s": num / seconds,
+                "samples_per_s": tally.num_samples / seconds,
                 **_test(network, plan, inputs, labels),
             }
         )
@@ -105,9 +102,8 @@ def torch_optimizer(parameters: Iterable[Tensor], config: OptimizerConfig) -> to
 @torch.no_grad()
 def _test(network: nn.Module, plan: Plan, inputs: Any, labels: Any) -> dict[str, float]:
     network.eval()
-    correct, loss, num_test = 0, 0.0, plan.problem.num_test
-    for batch in range(num_test_batches(plan.config, num_test)):
+    tally = Tally()
+    for batch in range(num_test_batches(plan.config, plan.problem.num_test)):
         logits, y = network(inputs.test(batch)), labels.test(batch)
-        correct += num_correct(logits, y)
-        loss += float(plan.loss.test(logits, y)) * len(y)
-    return {"test_accuracy": correct / num_test, "test_loss": loss / num_test}
+        tally.add_test(logits, y, plan.loss.test(logits, y))
+    return {f"test_{name}": value for name, value in tally.means().items()}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from laminar.data import InputBatches, LabelBatches, load_labels, num_test_batches, open_images
 from laminar.inference import load_network
-from laminar.loss import num_correct
 from laminar.plan import Plan
+from laminar.tally import Tally
 
 Split = Literal["train", "test"]
 
@@ -35,7 +35,7 @@ def evaluate_run(
         progress: Called with (batches done, all batches).
 
     Returns:
-        checkpoint, split, num_samples, loss (mean per sample), accuracy in 0..1.
+        checkpoint, split, and what `evaluate_function` returns.
 
     Raises:
         CheckpointError: None there, damaged, or not of the network it says.
@@ -64,7 +64,9 @@ def evaluate_function(
         progress: Called with (batches done, all batches).
 
     Returns:
-        num_samples, loss (mean per sample), accuracy in 0..1.
+        num_samples, loss (mean per sample), accuracy in 0..1, with more than five classes
+        top5_accuracy, class_names, and confusion_matrix: row i, column j counts the images of
+        class i that were taken for class j.
     """
     config = plan.config
     channels = plan.problem.image_shape[0]
@@ -73,12 +75,15 @@ def evaluate_function(
     inputs = InputBatches(config, images, images, as_they_are)
     targets = LabelBatches(config, labels, labels)
     num_batches = num_test_batches(config, len(labels))
-    loss, correct = 0.0, 0
+    tally = Tally()
     for batch in range(num_batches):
         logits, y = function(inputs.test(batch) / 255.0), targets.test(batch)
-        loss += float(plan.loss.test(logits, y)) * len(y)
-        correct += num_correct(logits, y)
+        tally.add_test(logits, y, plan.loss.test(logits, y))
         if progress is not None:
             progress(batch + 1, num_batches)
-    num = len(labels)
-    return {"num_samples": num, "loss": loss / num, "accuracy": correct / num}
+    return {
+        "num_samples": tally.num_samples,
+        **tally.means(),
+        "class_names": list(plan.problem.names),
+        "confusion_matrix": tally.confusion_matrix(),
+    }

@@ -68,8 +68,7 @@ class TrainedNetwork:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class; its number where the data set has no names."""
-        problem = self.manifest.plan.problem
-        return problem.class_names or tuple(str(n) for n in range(problem.num_classes))
+        return self.manifest.plan.problem.names
 
 
 @dataclass(frozen=True)

@@ -39,14 +39,3 @@ class CrossEntropy:
             labels: int64 [b].
         """
         return F.cross_entropy(logits, labels)
-
-
-def num_correct(logits: Tensor, targets: Tensor) -> int:
-    """Count the samples whose largest logit is that of their class; with mixup, the larger share.
-
-    Args:
-        logits: fp32 [b, C].
-        targets: int64 [b], or fp32 [b, C] with a probability for each class.
-    """
-    labels = targets if targets.dim() == 1 else targets.argmax(1)
-    return int((logits.argmax(1) == labels).sum())

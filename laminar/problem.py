@@ -16,3 +16,8 @@ class Problem:
     num_test: int
     class_names: tuple[str, ...] = ()
     """Name of each class; empty where the data set only numbers them."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each class, its number where it has none."""
+        return self.class_names or tuple(str(n) for n in range(self.num_classes))

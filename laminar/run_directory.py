@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class RunDirectory:
         self.environment_file = self.path / "environment.json"
         self.checkpoints = self.path / "checkpoints"
         self.plot_file = self.path / "plot.png"
+        self.confusion_file = self.path / "confusion_matrix.json"
 
     def create(self, config: Config) -> None:
         """Make the folder and write the resolved configuration.
@@ -112,6 +114,21 @@ class RunDirectory:
         temporary = self.metrics_file.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
         temporary.replace(self.metrics_file)
+
+    def write_confusion(
+        self, epoch: int, class_names: Sequence[str], matrix: Sequence[Sequence[int]]
+    ) -> None:
+        """Record which test images were taken for which class, in place of an earlier epoch's.
+
+        Args:
+            epoch: Epochs finished.
+            class_names: In the order of the labels.
+            matrix: Row i, column j: test images of class i that were taken for class j.
+        """
+        content = {"epoch": epoch, "class_names": list(class_names), "matrix": matrix}
+        temporary = self.confusion_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content) + "\n")
+        temporary.replace(self.confusion_file)
 
     def write_environment(self, stages: list[dict[str, Any]]) -> None:
         """Record what the run runs on; `stages` says what each stage computes with."""

@@ -13,10 +13,10 @@ from torch.func import functional_call
 from laminar.data import SampleIndices
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.learner import Learner
-from laminar.loss import num_correct
 from laminar.plan import Phase, Plan
 from laminar.precision import autocast, place, place_input
 from laminar.schedule import updates_until_own
+from laminar.tally import Tally
 from laminar.weights import load_weights
 
 
@@ -32,15 +32,6 @@ class _Visit:
     """The weights it ran with; the backward differentiates at these."""
     s: int
     """Updates of this stage that this gradient comes late."""
-
-
-@dataclass
-class Tally:
-    """Sums over training or test samples, kept by the last stage."""
-
-    loss_sum: float = 0.0
-    num_correct: int = 0
-    num_samples: int = 0
 
 
 class Stage:
@@ -131,7 +122,7 @@ class Stage:
         if labels is not None:
             labels = labels.to(self.device)
             loss = self._loss.train(out, labels)
-            self._count(out.detach(), labels, loss.detach())
+            self.tally.add(out.detach(), labels, loss.detach())
             out = loss / num_micro
         self._visits[micro] = _Visit(leaf, out, weights, s)
         return self._send(out.detach())
@@ -221,18 +212,13 @@ class Stage:
         self.module.train()
         if labels is not None:
             labels = labels.to(self.device)
-            self._count(out, labels, self._loss.test(out, labels))
+            self.tally.add_test(out, labels, self._loss.test(out, labels))
         return self._send(out)
 
     def take_tally(self) -> Tally:
         """Return the sums since the last call and start anew."""
         taken, self.tally = self.tally, Tally()
         return taken
-
-    def _count(self, logits: Tensor, labels: Tensor, mean_loss: Tensor) -> None:
-        self.tally.loss_sum += float(mean_loss) * len(labels)
-        self.tally.num_correct += num_correct(logits, labels)
-        self.tally.num_samples += len(labels)
 
     def _receive(self, message: Message) -> Tensor:
         assert self._filter_in is not None

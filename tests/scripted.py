@@ -12,6 +12,7 @@ from laminar.engine import BatchDone, Program, Receive, Send, evaluation, traini
 from laminar.filters import Message
 from laminar.plan import Plan, Segment
 from laminar.stage import Stage
+from laminar.tally import Tally
 
 
 def run_programs(programs: Sequence[Program], seed: int) -> None:
@@ -64,10 +65,12 @@ class ScriptedEngine:
         self.seed += 1
 
     def evaluate(self, num_batches: int) -> float:
+        return self.count_test(num_batches).means()["accuracy"]
+
+    def count_test(self, num_batches: int) -> Tally:
         self.stages[-1].take_tally()
         self._drive(lambda stage, x, y: evaluation(stage, num_batches, x, y))
-        tally = self.stages[-1].take_tally()
-        return tally.num_correct / tally.num_samples
+        return self.stages[-1].take_tally()
 
     def _drive(self, program: Callable[..., Program]) -> None:
         args = zip(self.stages, self.inputs, self.labels, strict=True)

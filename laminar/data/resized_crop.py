@@ -61,6 +61,8 @@ def crop_boxes(
     top = offsets[:, 2].astype(np.int64) * (heights - h + 1) >> 32
     left = offsets[:, 3].astype(np.int64) * (widths - w + 1) >> 32
     boxes = np.stack([top, left, h, w], axis=1)
+    if fits.any(1).all():
+        return boxes
     return np.where(fits.any(1)[:, None], boxes, _central(heights, widths, ratio))
 
 

@@ -20,6 +20,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Exported safetensors file, instead of the checkpoint's weights."),
     ] = None,
+    confusion_matrix: Annotated[
+        Path | None, typer.Option(help="JSON file to write which class was taken for which.")
+    ] = None,
 ) -> None:
     """Compute loss and accuracy of a run's checkpoint; prints one JSON object."""
     from rich.progress import Progress
@@ -29,6 +32,12 @@ def evaluate(
 
     if split not in ("test", "train"):
         raise ConfigError("--split must be test or train", got=split, fix="choose one of them")
+    if confusion_matrix is not None and not confusion_matrix.absolute().parent.is_dir():
+        raise ConfigError(
+            "--confusion-matrix must be a file in a folder that exists",
+            got=confusion_matrix,
+            fix="make the folder, or name another",
+        )
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating")
@@ -39,4 +48,7 @@ def evaluate(
             weights=weights,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    matrix = {"class_names": result.pop("class_names"), "matrix": result.pop("confusion_matrix")}
+    if confusion_matrix is not None:
+        confusion_matrix.write_text(json.dumps({**result, **matrix}) + "\n")
     typer.echo(json.dumps(result))

@@ -279,8 +279,8 @@ ROWS = [
     wrong("weights of no kind", "model.weights=w.bin", ".safetensors, .pth or .pt", "w.bin"),
     wrong("no tensors", "model.weights=w.pth", "tensors by name and nothing else", "w.pth",
           prepare=a_pickle),
-    wrong("weights of another network", "model.weights=w.safetensors", "the tensors of resnet8",
-          "nothing called stem.conv1.weight", prepare=other_weights),
+    wrong("starting weights of another network", "model.weights=w.safetensors",
+          "the tensors of resnet8", "nothing called stem.conv1.weight", prepare=other_weights),
     wrong("too many stages", "num_stages=6", "num_stages must be <= number of blocks", "5 blocks"),
     wrong("cuts do not add up", "cuts=[1, 2]", "cuts must name the first block", "got 2 cuts"),
     wrong("cut out of range", "cuts=[5]", "inside the network", "got cut 5", "1..4"),
@@ -314,6 +314,8 @@ ROWS = [
     Row("resume no run", "resume nowhere", ("must contain config.yaml", "nowhere")),
     Row("evaluate no run", "evaluate nowhere", ("must hold a checkpoint", "nowhere")),
     Row("wrong split", "evaluate nowhere --split valid", ("--split must be test or train",)),
+    Row("no folder for the matrix", "evaluate nowhere --confusion-matrix no/m.json",
+        ("--confusion-matrix must be a file in a folder that exists", "no/m.json")),
     # checkpoints
     Row("no checkpoint", "resume run", ("must hold a checkpoint",), without_checkpoint),
     Row("no such checkpoint", "evaluate run --checkpoint epoch_0009",
@@ -356,6 +358,9 @@ ROWS = [
     Row("predict a text", "predict run a.txt", ("every image must be readable", "a.txt"),
         beside_a_run("a.txt", b"no image")),
 ]  # fmt: skip
+
+
+assert len({row.name for row in ROWS}) == len(ROWS), "results go by name"
 
 
 def attempt(row: Row, folder: Path) -> dict[str, Any]:

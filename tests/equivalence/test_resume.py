@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -79,6 +80,10 @@ def test_evaluation_of_the_checkpoint_equals_the_pipelines(unbroken):
     assert evaluated["accuracy"] == result.metrics["test_accuracy"]
     assert evaluated["loss"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
     assert evaluated["num_samples"] == 15
+    confusion = json.loads((path / "confusion_matrix.json").read_text())
+    assert confusion["epoch"] == 4
+    assert confusion["matrix"] == evaluated["confusion_matrix"]
+    assert confusion["class_names"] == evaluated["class_names"] == ["0", "1", "2", "3"]
 
 
 def test_callback_saw_progress_and_every_epoch(unbroken):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from laminar import __version__
 from laminar.config import Config
 from service.cli import app
+from tests.tiny import tiny_plan, write_run
 
 
 def test_config_show_prints_the_whole_configuration(tmp_path: Path):
@@ -74,6 +75,21 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]):
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_evaluate_prints_a_line_and_writes_the_confusion_matrix(laminar: Any, tmp_path: Path):
+    plan = tiny_plan(3, data=tiny_plan().config.data.model_dump() | {"num_classes": 6})
+    write_run(tmp_path / "run", plan)
+    code, out, err = laminar(
+        "evaluate", tmp_path / "run", "--confusion-matrix", tmp_path / "m.json"
+    )
+    assert (code, len(out.splitlines())) == (0, 1), err
+    printed, written = json.loads(out), json.loads((tmp_path / "m.json").read_text())
+    assert printed == {k: v for k, v in written.items() if k not in ("class_names", "matrix")}
+    assert 0 <= printed["accuracy"] <= printed["top5_accuracy"] <= 1
+    assert written["class_names"] == list("012345")
+    assert sum(map(sum, written["matrix"])) == printed["num_samples"] == 15
+    assert sum(written["matrix"][i][i] for i in range(6)) == round(15 * printed["accuracy"])
 
 
 @pytest.mark.parametrize("arguments", [("config", "show"), ("--help",), ("export", "--help")])

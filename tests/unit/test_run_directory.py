@@ -123,3 +123,11 @@ def test_the_environment_names_versions_and_hardware(run: RunDirectory):
     assert found["num_cpus"] >= 1
     assert isinstance(found["gpus"], list)
     assert found["stages"] == [{"device": "cpu", "threads": 1}]
+
+
+def test_the_confusion_matrix_is_that_of_the_newest_epoch(run: RunDirectory):
+    for epoch in (1, 2):
+        run.write_confusion(epoch, ("ant", "bee"), [[epoch, 0], [1, 3]])
+    content = json.loads(run.confusion_file.read_text())
+    assert content == {"epoch": 2, "class_names": ["ant", "bee"], "matrix": [[2, 0], [1, 3]]}
+    assert not list(run.path.glob("*.tmp"))
