@@ -25,7 +25,7 @@ def measured(plan: Plan, group: PlacementGroup) -> Plan:
         num_gpus=resources.gpus_per_stage,
         scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
     )
-    return make_plan(ray.get(task.remote(plan)), plan.problem)
+    return make_plan(ray.get(task.remote(plan)), plan.problem, plan.factories)
 
 
 def device_type_here(config: Config) -> str:

@@ -97,8 +97,9 @@ class StageActor:
         if device.type == "cuda" and 0 < resources.gpus_per_stage < 1:
             torch.cuda.set_per_process_memory_fraction(resources.gpus_per_stage)
         self._stage = Stage(plan, index, device, is_new=is_new)
-        self._inputs = open_inputs(plan.config) if self._stage.is_first else None
-        self._labels = open_labels(plan.config) if self._stage.is_last else None
+        config, datasets = plan.config, plan.factories.datasets
+        self._inputs = open_inputs(config, datasets) if self._stage.is_first else None
+        self._labels = open_labels(config, datasets) if self._stage.is_last else None
         # What the schedule lets a neighbour run ahead, so that training never waits for room.
         p = plan.config.parallel
         ahead = 2 * plan.config.num_stages * p.hop_delay + plan.config.correction.micro_batches
@@ -208,7 +209,8 @@ class StageActor:
 
     def load(self, folder: str) -> None:
         """Take over this stage's part of a checkpoint."""
-        self._stage.load_state(load_tensors(read_manifest(Path(folder))))
+        manifest = read_manifest(Path(folder), self._stage.plan.factories)
+        self._stage.load_state(load_tensors(manifest))
 
     def state(self) -> dict[str, Array]:
         """Return the state as numpy arrays; for tests of exactness."""

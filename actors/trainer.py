@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from laminar.checkpoint import (
     read_manifest,
 )
 from laminar.config import Config
-from laminar.data import describe, open_images, with_absolute_paths
-from laminar.errors import CheckpointError, ConfigError, UserError
+from laminar.data import describe_data, open_images, with_absolute_paths
+from laminar.errors import CheckpointError, ConfigError, FactoryError, UserError
+from laminar.factories import Factories, LossFunction, MakeBlocks, MakeData, describe_error
 from laminar.plan import Plan, make_plan
 from laminar.precision import check_compiler
 from laminar.progress import Callback, DataProgress, EpochEnd, Event, Notice
@@ -53,8 +54,15 @@ class TrainingError(RuntimeError):
 class LayerParallelTrainer:
     """Train a residual network layer-parallel, one Ray actor per stage.
 
+    `blocks`, `datasets` and `loss` stand in for the configured network, data and loss; they are
+    functions, are shipped to the stage actors, and must be given again to resume or evaluate.
+    docs/bring_your_own.md has an example.
+
     Args:
         config: What to train and how.
+        blocks: A network of your own: see `laminar.factories.Factories`.
+        datasets: Data of your own: the same.
+        loss: A loss of your own: the same.
         run_config: Ray Train's: `storage_path` and `name` of the run directory,
             `checkpoint_config.num_to_keep`, `failure_config.max_failures`.
         address: Of a running Ray cluster; None starts a small one on this machine, or uses the
@@ -67,12 +75,17 @@ class LayerParallelTrainer:
         self,
         config: Config,
         *,
+        blocks: MakeBlocks | None = None,
+        datasets: Mapping[str, MakeData] | None = None,
+        loss: LossFunction | None = None,
         run_config: ray.train.RunConfig | None = None,
         address: str | None = None,
         callback: Callback | None = None,
     ) -> None:
         self._run_config = run_config or ray.train.RunConfig()
-        self._config, self._address, self._callback = config, address, callback
+        self._factories = Factories(blocks, datasets, loss)
+        self._config = self._factories.mark(config)
+        self._address, self._callback = address, callback
         storage = str(self._run_config.storage_path or "runs")
         if "://" in storage:
             raise ConfigError(
@@ -89,6 +102,9 @@ class LayerParallelTrainer:
         cls,
         run_path: str | Path,
         *,
+        blocks: MakeBlocks | None = None,
+        datasets: Mapping[str, MakeData] | None = None,
+        loss: LossFunction | None = None,
         run_config: ray.train.RunConfig | None = None,
         address: str | None = None,
         callback: Callback | None = None,
@@ -97,9 +113,20 @@ class LayerParallelTrainer:
 
         Raises:
             ConfigError: The folder is no run.
+            FactoryError: The run has blocks, datasets or a loss of its own, and they are not given.
         """
         run = RunDirectory(Path(run_path).expanduser().resolve())
-        trainer = cls(run.open_config(), run_config=run_config, address=address, callback=callback)
+        config = run.open_config()
+        Factories(blocks, datasets, loss).check(config)
+        trainer = cls(
+            config,
+            blocks=blocks,
+            datasets=datasets,
+            loss=loss,
+            run_config=run_config,
+            address=address,
+            callback=callback,
+        )
         trainer._run, trainer._is_new = run, False
         return trainer
 
@@ -129,7 +156,8 @@ class LayerParallelTrainer:
         """Whether a resumed run has nothing left to train, so that no Ray need start."""
         if self._is_new:
             return False
-        return read_manifest(find_checkpoint(self._run.path)).epoch >= plan.config.epochs
+        newest = read_manifest(find_checkpoint(self._run.path), plan.factories)
+        return newest.epoch >= plan.config.epochs
 
     def _train(self, plan: Plan) -> dict[str, Any]:
         with ray_cluster(self._address, plan.config), reserve(plan.config) as group:
@@ -146,15 +174,16 @@ class LayerParallelTrainer:
     def _check(self) -> Plan:
         """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
         config = with_absolute_paths(self._config)
+        _check_picklable(self._factories)
         if self._address is None:
             check_compiler(config.precision, device_type_here(config))
-            plan, notices = _plan_here(config, self._is_new)
-            for split in ("train", "test"):
+            plan, notices = _plan_here(config, self._factories, self._is_new)
+            for split in ("train", "test") if self._factories.datasets is None else ():
                 open_images(config, split, self._tell_data)
         else:
-            plan, notices = _plan_from_afar(config, self._address, self._is_new)
+            plan, notices = _plan_from_afar(config, self._factories, self._address, self._is_new)
         if not self._is_new:
-            newest = read_manifest(find_checkpoint(self._run.path))
+            newest = read_manifest(find_checkpoint(self._run.path), plan.factories)
             if newest.plan.config != plan.config:
                 raise CheckpointError(
                     "a run must be resumed with the configuration of its checkpoint",
@@ -185,7 +214,7 @@ class LayerParallelTrainer:
     def _fit_once(self, plan: Plan, group: PlacementGroup) -> dict[str, Any]:
         """Go on from the newest checkpoint, if any, with fresh actors."""
         saved = list_checkpoints(self._run.checkpoints)
-        first_epoch = read_manifest(saved[-1]).epoch if saved else 0
+        first_epoch = read_manifest(saved[-1], plan.factories).epoch if saved else 0
         self._run.truncate_metrics(first_epoch)
         checkpoints = self._run_config.checkpoint_config
         # Started here, not by the coordinator: each spends seconds importing torch, all at once.
@@ -245,17 +274,31 @@ class LayerParallelTrainer:
             ray.get(coordinator.stop.remote(), timeout=_GOODBYE_S)
 
 
-def _plan_from_afar(config: Config, address: str, is_new: bool) -> tuple[Plan, list[str]]:
+def _check_picklable(factories: Factories) -> None:
+    try:
+        ray.cloudpickle.dumps(factories)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise FactoryError(
+            "blocks, datasets and loss must be picklable, to be shipped to the stages",
+            got=describe_error(error),
+            fix="let them open files and make generators when they are called",
+        ) from error
+
+
+def _plan_from_afar(
+    config: Config, factories: Factories, address: str, is_new: bool
+) -> tuple[Plan, list[str]]:
     """Make the plan where data and weights are: on the cluster, before the first tick."""
     with ray_cluster(address, config), _unwrapped():
         make = ray.remote(num_cpus=0)(_plan_here)
-        found: tuple[Plan, list[str]] = ray.get(make.remote(config, is_new))
+        found: tuple[Plan, list[str]] = ray.get(make.remote(config, factories, is_new))
     return found
 
 
-def _plan_here(config: Config, is_new: bool) -> tuple[Plan, list[str]]:
+def _plan_here(config: Config, factories: Factories, is_new: bool) -> tuple[Plan, list[str]]:
     """Return the plan, and what the user of a new run should know of it."""
-    plan = make_plan(config, describe(config.data))
+    factories.check(config)
+    plan = make_plan(config, describe_data(config, factories.datasets), factories)
     return plan, notices_of(plan) if is_new else []
 
 

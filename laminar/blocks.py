@@ -155,14 +155,17 @@ def dry_run(block: Block, x: Tensor) -> Tensor:
     return out
 
 
-def infer_shapes(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[tuple[int, ...]]:
+def infer_shapes(
+    blocks: Sequence[Block], image_shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[tuple[int, ...]]:
     """Return the shape, without batch, of what each block receives; the last entry is the output.
 
     Args:
         blocks: The network, all of it.
         image_shape: (C, H, W) of one image.
+        dtype: Of an image.
     """
-    x = torch.zeros(1, *image_shape)
+    x = torch.zeros(1, *image_shape, dtype=dtype)
     shapes = [tuple(image_shape)]
     for block in blocks:
         x = dry_run(block, x)

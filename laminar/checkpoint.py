@@ -21,7 +21,8 @@ from torch import Tensor
 
 from laminar import __version__
 from laminar.config_file import validate_config
-from laminar.errors import CheckpointError
+from laminar.errors import CheckpointError, FactoryError
+from laminar.factories import NO_FACTORIES, Factories
 from laminar.plan import Plan, make_plan
 from laminar.problem import Problem
 
@@ -111,11 +112,16 @@ def prune(root: Path, keep: int | None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, factories: Factories = NO_FACTORIES) -> Manifest:
     """Read and check a checkpoint's manifest.
+
+    Args:
+        folder: The checkpoint.
+        factories: What the user brought to the run in Python, which no file holds.
 
     Raises:
         CheckpointError: No manifest, one of another schema, or one that cannot be read.
+        FactoryError: A factory is missing.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -137,11 +143,11 @@ def read_manifest(folder: Path) -> Manifest:
         problem = content["problem"]
         problem["image_shape"] = tuple(problem["image_shape"])
         problem["class_names"] = tuple(problem.get("class_names", ()))
-        plan = make_plan(validate_config(content["config"]), Problem(**problem))
+        plan = make_plan(validate_config(content["config"]), Problem(**problem), factories)
         parts = tuple(SavedPart(**part) for part in content["parts"])
         data = {name: [float(v) for v in content["data"][name]] for name in ("mean", "std")}
         return Manifest(folder, int(content["epoch"]), plan, parts, data)
-    except CheckpointError:
+    except (CheckpointError, FactoryError):
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error

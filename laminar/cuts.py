@@ -18,7 +18,9 @@ adding move memory, and there they take more time than the arithmetic.
 """
 
 
-def block_costs(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[float]:
+def block_costs(
+    blocks: Sequence[Block], image_shape: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[float]:
     """Estimate the cost of a forward and backward of each block, in multiply-adds per image.
 
     Counted, not timed, so that the same network is always cut at the same places.
@@ -26,15 +28,16 @@ def block_costs(blocks: Sequence[Block], image_shape: Sequence[int]) -> list[flo
     Args:
         blocks: The network, all of it.
         image_shape: (C, H, W).
+        dtype: Of an image.
     """
     costs: list[float] = []
-    x = torch.zeros(1, *image_shape)
+    x = torch.zeros(1, *image_shape, dtype=dtype)
     for block in blocks:
         cost = 0.0
 
         def count(module: nn.Module, _: Any, out: Tensor) -> None:
             nonlocal cost
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
                 cost += out[0].numel() * (module.weight[0].numel() + _ELEMENT_COST)
 
         hooks = [module.register_forward_hook(count) for module in block.module.modules()]

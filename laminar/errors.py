@@ -33,6 +33,10 @@ class ConfigError(UserError):
     """A configuration value that cannot be used."""
 
 
+class FactoryError(ConfigError):
+    """Python code that a run needs and was not given, or that does not do what it must."""
+
+
 class DataError(UserError):
     """A data set that is absent, incomplete or unreadable."""
 

@@ -175,8 +175,8 @@ def pack(z: Tensor, cast: Cast) -> Message:
     """Cast fp32 values for the wire.
 
     fp16 saturates instead of overflowing; bf16 has the range of fp32 and rounds to 8 bits, to the
-    nearest, ties to even. int8 has one scale per sample and channel, the largest
-    magnitude over 127, so that a sample's values never depend on its batch.
+    nearest, ties to even. int8 has one scale per sample and channel, of [B, F] per sample, the
+    largest magnitude over 127, so that a sample's values never depend on its batch.
     """
     if cast == "fp32":
         return (z.contiguous(),)
@@ -184,7 +184,7 @@ def pack(z: Tensor, cast: Cast) -> Message:
         return (z.clamp(-_FP16_MAX, _FP16_MAX).to(torch.float16).contiguous(),)
     if cast == "bf16":
         return (z.to(torch.bfloat16).contiguous().view(torch.int16),)
-    largest = z.abs().amax(dim=tuple(range(2, z.dim())), keepdim=True)
+    largest = z.abs().amax(dim=tuple(range(min(2, z.dim() - 1), z.dim())), keepdim=True)
     scale = torch.where(largest > 0, largest / 127.0, torch.ones_like(largest))
     return ((z / scale).round().clamp(-127, 127).to(torch.int8).contiguous(), scale.contiguous())
 

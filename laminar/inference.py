@@ -22,6 +22,7 @@ from laminar.checkpoint import (
 from laminar.data import load_image
 from laminar.data.augment import normalize
 from laminar.errors import CheckpointError
+from laminar.factories import NO_FACTORIES, Factories
 
 
 class InferenceNetwork(nn.Module):
@@ -29,14 +30,14 @@ class InferenceNetwork(nn.Module):
 
     Args:
         blocks: All blocks of a network; they are put into evaluation mode.
-        mean: fp32 [C], in 0..255.
-        std: fp32 [C], in 0..255, > 0.
+        mean: fp32 [C], in 0..255; None takes inputs as they are, which a user's own data are.
+        std: fp32 [C], in 0..255, > 0; None as well.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | None
+    std: Tensor | None
 
-    def __init__(self, blocks: BlockSequence, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, blocks: BlockSequence, mean: Tensor | None, std: Tensor | None) -> None:
         super().__init__()
         self.blocks = blocks
         self.register_buffer("mean", mean)
@@ -44,7 +45,7 @@ class InferenceNetwork(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map pixels to logits.
+        """Map pixels, or a user's own inputs, to logits.
 
         Args:
             images: fp32 [B, C, H, W] in 0..1. Times 255 they are the bytes of the image again,
@@ -53,7 +54,9 @@ class InferenceNetwork(nn.Module):
         Returns:
             Logits [B, classes].
         """
-        logits: Tensor = self.blocks(normalize(images * 255.0, self.mean, self.std))
+        if self.mean is not None and self.std is not None:
+            images = normalize(images * 255.0, self.mean, self.std)
+        logits: Tensor = self.blocks(images)
         return logits
 
 
@@ -82,7 +85,11 @@ class Prediction:
 
 
 def load_network(
-    run: str | Path, *, checkpoint: str | None = None, weights: str | Path | None = None
+    run: str | Path,
+    *,
+    checkpoint: str | None = None,
+    weights: str | Path | None = None,
+    factories: Factories = NO_FACTORIES,
 ) -> TrainedNetwork:
     """Build the network of a run's checkpoint, at averaged weights with `ema`.
 
@@ -91,11 +98,13 @@ def load_network(
         checkpoint: Its name under `checkpoints/`; None takes the newest.
         weights: A safetensors file with the network's own names, as `laminar export` writes it,
             to take instead of the checkpoint's weights; None takes those.
+        factories: What the user brought to the run in Python.
 
     Raises:
         CheckpointError: None there, damaged, or not of the network it says.
+        FactoryError: The run needs factories that are not given.
     """
-    manifest = read_manifest(find_checkpoint(Path(run), checkpoint))
+    manifest = read_manifest(find_checkpoint(Path(run), checkpoint), factories)
     tensors = load_weights(manifest) if weights is None else _read_weights(weights)
     blocks = manifest.plan.build_stage_module(0, manifest.plan.bounds[-1])
     named = dict(blocks.public_tensors())
@@ -103,6 +112,8 @@ def load_network(
     with torch.no_grad():
         for name, tensor in named.items():
             tensor.copy_(tensors[name])
+    if not manifest.data["mean"]:
+        return TrainedNetwork(manifest, InferenceNetwork(blocks, None, None))
     mean, std = (torch.tensor(manifest.data[name]) for name in ("mean", "std"))
     return TrainedNetwork(manifest, InferenceNetwork(blocks, mean, std))
 

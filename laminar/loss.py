@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -39,3 +40,18 @@ class CrossEntropy:
             labels: int64 [b].
         """
         return F.cross_entropy(logits, labels)
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """A user's function of logits and targets, for training and test alike."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def train(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the training loss; see `CrossEntropy.train`."""
+        return self.function(logits, targets)
+
+    def test(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the test loss; see `CrossEntropy.test`."""
+        return self.function(logits, labels)

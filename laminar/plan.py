@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from laminar.blocks import BlockSequence, infer_shapes
+from laminar.blocks import Block, BlockSequence, BlockSpec, build, infer_shapes
 from laminar.config import Config, PhaseCycles, PhaseSegment
 from laminar.cuts import block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
+from laminar.factories import NO_FACTORIES, Factories
 from laminar.filters import Filter, adjoint_scale
+from laminar.inspection import inspect_blocks, inspect_loss
 from laminar.learning_rate import learning_rate
-from laminar.loss import CrossEntropy
-from laminar.networks import build_blocks, num_blocks
+from laminar.loss import CrossEntropy, OwnLoss
+from laminar.networks import network
 from laminar.problem import Problem as Problem
 from laminar.schedule import min_ticks
 
@@ -45,6 +47,8 @@ class Plan:
     segments: tuple[Segment, ...]
     shapes: tuple[tuple[int, ...], ...]
     """Shape, without batch, of what each block receives; the last is the output."""
+    factories: Factories = field(default=NO_FACTORIES, compare=False, repr=False)
+    """What the user brought in Python."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -68,8 +72,10 @@ class Plan:
         return {boundary: Filter(f.pool, f.cast, f.parallel_only) for boundary, f in pairs}
 
     @property
-    def loss(self) -> CrossEntropy:
+    def loss(self) -> CrossEntropy | OwnLoss:
         """The loss phi at the last stage."""
+        if self.factories.loss is not None:
+            return OwnLoss(self.factories.loss)
         return CrossEntropy(self.config.loss.label_smoothing)
 
     @property
@@ -96,49 +102,47 @@ class Plan:
         Args:
             first: Index of the first block.
             last: Index after the last one.
-            device: `meta` builds names and shapes only.
+            device: `meta` builds names and shapes only, where the network is one of ours.
         """
-        blocks = build_blocks(
-            self.config.model,
-            in_channels=self.problem.image_shape[0],
-            num_classes=self.problem.num_classes,
-            seed=self.config.seed,
-            first=first,
-            last=last,
-            device=device,
-        )
+        specs = _specs(self.config, self.problem, self.factories)
+        if self.factories.blocks is not None:
+            device = "cpu"  # what a user's code does on `meta` nobody knows
+        seed = self.config.seed
         return BlockSequence(
-            blocks,
+            build(specs, seed=seed, first=first, last=last, device=device),
             first=first,
             filters=self.filters,
             adjoint_scale=adjoint_scale(self.config.batch_size),
         )
 
 
-def make_plan(config: Config, problem: Problem) -> Plan:
+def make_plan(config: Config, problem: Problem, factories: Factories = NO_FACTORIES) -> Plan:
     """Resolve a configuration against a data set, or say in one line why it cannot run.
+
+    Args:
+        config: The run's configuration.
+        problem: What its data set holds.
+        factories: What the user brought in Python.
 
     Raises:
         ConfigError: Cuts, filters, batch size or phases do not fit network and data.
+        FactoryError: A factory is missing, or makes what cannot be trained.
     """
-    _check_stages(config)
+    factories.check(config)
+    specs = _specs(config, problem, factories)
+    _check_stages(config, len(specs))
     if config.batch_size > problem.num_train:
         raise ConfigError(
             "batch_size must be <= number of training images",
             got=f"{config.batch_size}, images {problem.num_train}",
             fix="lower batch_size",
         )
-    blocks = build_blocks(
-        config.model,
-        in_channels=problem.image_shape[0],
-        num_classes=problem.num_classes,
-        seed=config.seed,
-        device="meta",
-    )
-    shapes = infer_shapes(blocks, problem.image_shape)
+    blocks = _build_to_plan(config, specs, problem, factories)
+    sample = problem.image_shape, getattr(torch, problem.dtype)
+    shapes = infer_shapes(blocks, *sample)
     cuts = config.cuts
     if cuts is None:
-        cuts = equal_cost_cuts(block_costs(blocks, problem.image_shape), config.num_stages)
+        cuts = equal_cost_cuts(block_costs(blocks, *sample), config.num_stages)
     per_epoch = problem.num_train // config.batch_size
     segments = _segments(config, per_epoch)
     resolved = config.model_copy(
@@ -148,13 +152,39 @@ def make_plan(config: Config, problem: Problem) -> Plan:
             "phases": _as_phases(segments, per_epoch),
         }
     )
-    plan = Plan(resolved, problem, tuple(segments), tuple(shapes))
+    plan = Plan(resolved, problem, tuple(segments), tuple(shapes), factories)
     _check_filters(plan)
     return plan
 
 
-def _check_stages(config: Config) -> None:
-    count = num_blocks(config.model)
+def _specs(config: Config, problem: Problem, factories: Factories) -> list[BlockSpec]:
+    if factories.blocks is not None:
+        return factories.specs(problem)
+    if len(problem.image_shape) != 3 or problem.dtype != "float32":
+        raise ConfigError(
+            f"the network {config.model.name} must be given images, float32 [C, H, W]",
+            got=f"samples of shape {list(problem.image_shape)}, {problem.dtype}",
+            fix="convert them in datasets, or bring blocks of your own",
+        )
+    return network(
+        config.model, in_channels=problem.image_shape[0], num_classes=problem.num_classes
+    )
+
+
+def _build_to_plan(
+    config: Config, specs: list[BlockSpec], problem: Problem, factories: Factories
+) -> list[Block]:
+    """Build what shapes and costs are found with; inspect what the user brought."""
+    if factories.loss is not None:
+        inspect_loss(factories.loss, problem.num_classes, has_mixed_targets=config.data.mixup > 0)
+    if factories.blocks is None:
+        return build(specs, seed=config.seed, device="meta")
+    blocks = build(specs, seed=config.seed)
+    inspect_blocks(blocks, problem)
+    return blocks
+
+
+def _check_stages(config: Config, count: int) -> None:
     if config.num_stages > count:
         raise ConfigError(
             "num_stages must be <= number of blocks",
@@ -172,7 +202,16 @@ def _check_stages(config: Config) -> None:
 
 def _check_filters(plan: Plan) -> None:
     for boundary, filter_ in plan.filters.items():
-        height, width = plan.shapes[boundary][-2:]
+        shape = plan.shapes[boundary]
+        if len(shape) != 3:
+            if filter_.pool > 1:
+                raise ConfigError(
+                    f"the filter of the cut at block {boundary} must not pool what is no image",
+                    got=f"pool {filter_.pool}, shape {list(shape)} without the batch",
+                    fix="set filters.pool to 1; casts work on any shape",
+                )
+            continue
+        height, width = shape[-2:]
         if filter_.pool > min(height, width):
             raise ConfigError(
                 f"the filter of the cut at block {boundary} must pool by at most the map's size",

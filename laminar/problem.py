@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class Problem:
     """The shape of a sample, and how many there are."""
 
-    image_shape: tuple[int, int, int]
-    """(C, H, W)."""
+    image_shape: tuple[int, ...]
+    """(C, H, W); of a user's own data the shape of one sample, whatever it is."""
     num_classes: int
     num_train: int
     num_test: int
     class_names: tuple[str, ...] = ()
     """Name of each class; empty where the data set only numbers them."""
+    dtype: str = "float32"
+    """Of a sample, as torch calls it."""
 
     @property
     def names(self) -> tuple[str, ...]:

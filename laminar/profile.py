@@ -12,6 +12,7 @@ import torch
 
 from laminar.config import Config, PrecisionConfig
 from laminar.dropout import Samples
+from laminar.inspection import zeros
 from laminar.plan import Plan
 from laminar.precision import autocast, place, place_input
 
@@ -71,7 +72,10 @@ def _time_block(
     module = place(plan.build_stage_module(index, index + 1).train(), precision, device)
     size = plan.config.batch_size // plan.config.parallel.micro_batches
     module.set_samples(Samples(seed=0, epoch=0, indices=torch.arange(size)))
-    x = place_input(torch.randn(size, *plan.shapes[index]), precision, device)
+    x = torch.randn(size, *plan.shapes[index])
+    if index == 0 and plan.problem.dtype != "float32":
+        x = zeros(plan.problem, size)  # of a user's own data: numbers of tokens, say
+    x = place_input(x, precision, device)
     inputs = [*module.parameters(), *([x.requires_grad_()] if index else [])]
 
     def forward() -> torch.Tensor:

@@ -165,7 +165,7 @@ class Reference:
             x = self.inputs.train(*at).chunk(M)[part]
         else:
             size = self.plan.shapes[self.plan.bounds[k]][-2:]
-            x = self.filters[k - 1].decode(message, (size[0], size[1]))
+            x = self.filters[k - 1].decode(message, (size[0], size[-1]))
             x = x.detach().clone()
         x = place_input(x, self.precision, CPU)
         if k:

@@ -50,7 +50,8 @@ class ScriptedEngine:
 
     def __init__(self, plan: Plan, seed: int = 0) -> None:
         self.plan, self.seed = plan, seed
-        inputs, labels = open_inputs(plan.config), open_labels(plan.config)
+        datasets = plan.factories.datasets
+        inputs, labels = open_inputs(plan.config, datasets), open_labels(plan.config, datasets)
         K = plan.config.num_stages
         self.stages = [Stage(plan, k) for k in range(K)]
         self.inputs = [inputs if k == 0 else None for k in range(K)]

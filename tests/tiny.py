@@ -47,7 +47,9 @@ def tiny_plan(num_batches: int = 5, **changes: Any) -> Plan:
 
 
 def run_reference(plan: Plan) -> Reference:
-    reference = Reference(plan, open_inputs(plan.config), open_labels(plan.config))
+    datasets = plan.factories.datasets
+    inputs, labels = open_inputs(plan.config, datasets), open_labels(plan.config, datasets)
+    reference = Reference(plan, inputs, labels)
     reference.run()
     return reference
 

@@ -7,6 +7,7 @@ from laminar.config.data import (
     DigitsConfig,
     ImageFolderConfig,
     MnistConfig,
+    OwnDataConfig,
     ResizedCropConfig,
     SyntheticConfig,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "ModelConfig",
     "OneCycleConfig",
     "OptimizerConfig",
+    "OwnDataConfig",
     "ParallelConfig",
     "PhaseCycles",
     "PhaseSegment",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from laminar.errors import ConfigError
 
-Family = Literal["cifar", "torchvision", "preact", "preact_bottleneck", "wide"]
+Family = Literal["cifar", "torchvision", "preact", "preact_bottleneck", "wide", "custom"]
 
 TORCHVISION = (
     "resnet18",
@@ -46,7 +46,7 @@ def parse_name(name: str) -> Architecture:
     """Return what a network's name says.
 
     `resnet50` and `resnet152` are also of the form 6n+2; they are torchvision's. `preact_resnet164`
-    is also 6n+2; it is the one of He et al., with bottlenecks.
+    is also 6n+2; it is the one of He et al., with bottlenecks. `custom` is what Python code brings.
 
     Raises:
         ConfigError: There is no such network.
@@ -69,6 +69,8 @@ def _parse(name: str) -> Architecture | None:
         return Architecture("torchvision", int(re.findall(r"\d+", name)[0]))
     if name in ("preact_resnet164", "preact_resnet1001"):
         return Architecture("preact_bottleneck", int(name.removeprefix("preact_resnet")))
+    if name == "custom":
+        return Architecture("custom", 0)
     match = re.fullmatch(r"(resnet|preact_resnet|wrn)(\d{1,4})(?:_(\d{1,2}))?", name)
     if match is None:
         return None

@@ -188,12 +188,34 @@ class SyntheticConfig(_Augmented):
     num_classes: int = Field(10, ge=2, description="Classes.")
 
 
+class OwnDataConfig(_Augmented):
+    """Data that Python code brings: LayerParallelTrainer(config, datasets=...)."""
+
+    name: Literal["custom"] = "custom"
+
+    @model_validator(mode="after")
+    def _only_mixup(self) -> OwnDataConfig:
+        odd = sorted(self.model_fields_set - {"name", "mixup"} - self._defaults())
+        if odd:
+            raise ConfigError(
+                f"data.{odd[0]} must be left out for data of your own",
+                got=getattr(self, odd[0]),
+                fix="do it where you make the data; only data.mixup works on any",
+            )
+        return self
+
+    def _defaults(self) -> set[str]:
+        fields = type(self).model_fields
+        return {name for name in fields if getattr(self, name) == fields[name].default}
+
+
 DataConfig = Annotated[
     DigitsConfig
     | MnistConfig
     | Cifar10Config
     | Cifar100Config
     | ImageFolderConfig
-    | SyntheticConfig,
+    | SyntheticConfig
+    | OwnDataConfig,
     Field(discriminator="name"),
 ]

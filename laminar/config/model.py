@@ -22,7 +22,8 @@ class ModelConfig(FrozenModel):
     name: Annotated[str, AfterValidator(_known)] = Field(
         "resnet20",
         description="resnetD (CIFAR, D = 6n+2), torchvision's resnet18 to resnext101_64x4d, "
-        "preact_resnetD, or wrnD_K (depth, widening); see docs/networks.md.",
+        "preact_resnetD, wrnD_K (depth, widening), or custom (made by Python code); see "
+        "docs/networks.md.",
         examples=list(EXAMPLES),
     )
     width: int | None = Field(

@@ -5,9 +5,8 @@ from laminar.data.batches import (
     LabelBatches,
     SampleIndices,
     num_test_batches,
-    open_inputs,
-    open_labels,
 )
+from laminar.data.opening import describe_data, open_inputs, open_labels
 from laminar.data.sources import (
     class_names,
     describe,
@@ -24,6 +23,7 @@ __all__ = [
     "SampleIndices",
     "class_names",
     "describe",
+    "describe_data",
     "load_image",
     "load_images",
     "load_labels",

@@ -14,7 +14,6 @@ from laminar.data.augment import augment, channel_stats, cutout, epoch_order, no
 from laminar.data.mixup import mix_images, mix_labels, mix_weights
 from laminar.data.read_ahead import Pending, ReadAhead
 from laminar.data.readers import MemoryReader, Reader, StreamedReader
-from laminar.data.sources import class_names, load_labels, open_images
 
 
 def num_test_batches(config: Config, num_test: int) -> int:
@@ -22,7 +21,7 @@ def num_test_batches(config: Config, num_test: int) -> int:
     return -(-num_test // config.eval_batch_size)
 
 
-class _Batches:
+class Batches:
     """Which samples are in which batch."""
 
     def __init__(self, config: Config, num_train: int) -> None:
@@ -51,7 +50,7 @@ class _Place(NamedTuple):
     batch: int
 
 
-class InputBatches(_Batches):
+class InputBatches(Batches):
     """Augmented and normalised images of a batch, by (epoch, batch).
 
     Args:
@@ -129,7 +128,7 @@ class InputBatches(_Batches):
         return _Place(epoch + 1, "train", 0) if epoch + 1 < self._config.epochs else None
 
 
-class LabelBatches(_Batches):
+class LabelBatches(Batches):
     """Labels of a batch, by (epoch, batch), in the order of `InputBatches`.
 
     Args:
@@ -159,26 +158,12 @@ class LabelBatches(_Batches):
         return self._test[self._test_slice(batch)]
 
 
-class SampleIndices(_Batches):
+class SampleIndices(Batches):
     """Which training samples a batch holds, in the order of `InputBatches`; opens no data."""
 
     def train(self, epoch: int, batch: int) -> Tensor:
         """Return int64 [B]."""
         return torch.from_numpy(self._train_indices(epoch, batch))
-
-
-def open_inputs(config: Config) -> InputBatches:
-    """Open the images that stage 0 reads."""
-    train, test = (open_images(config, split) for split in ("train", "test"))
-    return InputBatches(config, train, test)
-
-
-def open_labels(config: Config) -> LabelBatches:
-    """Load the labels that the last stage reads; no image is opened."""
-    train, test = (load_labels(config.data, split) for split in ("train", "test"))
-    # Only mixing asks how many classes there are, which some data sets must read files to say.
-    num_classes = len(class_names(config.data)) if config.data.mixup else None
-    return LabelBatches(config, train, test, num_classes)
 
 
 def _configured_stats(config: Config) -> tuple[Tensor, Tensor] | None:

@@ -45,10 +45,10 @@ def mix_images(images: Tensor, weights: Tensor) -> Tensor:
     """Return w x_i + (1 - w) x_j.
 
     Args:
-        images: fp32 [B, C, H, W].
+        images: fp32 [B, ...].
         weights: fp32 [B].
     """
-    w = weights[:, None, None, None]
+    w = weights.view(-1, *[1] * (images.dim() - 1))
     return images * w + images.roll(-1, 0) * (1.0 - w)
 
 

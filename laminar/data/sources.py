@@ -18,6 +18,7 @@ from laminar.config import (
     DigitsConfig,
     ImageFolderConfig,
     MnistConfig,
+    OwnDataConfig,
     SyntheticConfig,
 )
 from laminar.data.cifar import IMAGE_SHAPE, load_cifar
@@ -32,7 +33,7 @@ from laminar.data.image_folder import (
     view_of,
 )
 from laminar.data.readers import StreamedReader
-from laminar.errors import ConfigError, DataError
+from laminar.errors import ConfigError, DataError, FactoryError
 from laminar.problem import Problem
 
 Split = Literal["train", "test"]
@@ -85,6 +86,7 @@ def _describe(data: DataConfig) -> Problem:
         size = data.image_size
         names, num_train, num_test = train.class_names, len(train), len(test)
         return Problem((data.channels, size, size), len(names), num_train, num_test, names)
+    data = _synthetic(data)
     shape = (data.channels, data.image_size, data.image_size)
     return Problem(shape, data.num_classes, data.num_train, data.num_test)
 
@@ -99,7 +101,9 @@ def class_names(data: DataConfig) -> tuple[str, ...]:
         return load_cifar(data, "test").class_names
     if isinstance(data, ImageFolderConfig):
         return list_split(data, "train").class_names
-    return tuple(str(i) for i in range(data.num_classes if data.name == "synthetic" else 10))
+    if isinstance(data, DigitsConfig | MnistConfig):
+        return tuple(str(i) for i in range(10))
+    return tuple(str(i) for i in range(_synthetic(data).num_classes))
 
 
 def open_images(
@@ -148,6 +152,7 @@ def load_images(data: DataConfig, split: Split, report: Report | None = None) ->
         return load_cifar(data, split).images
     if isinstance(data, ImageFolderConfig):
         return load_split(data, list_split(data, split), report)
+    data = _synthetic(data)
     generator = torch.Generator().manual_seed(0 if split == "train" else 1)
     num = data.num_train if split == "train" else data.num_test
     shape = (num, data.channels, data.image_size, data.image_size)
@@ -164,6 +169,7 @@ def load_labels(data: DataConfig, split: Split) -> Tensor:
         return load_cifar(data, split).labels
     if isinstance(data, ImageFolderConfig):
         return torch.tensor(list_split(data, split).labels, dtype=torch.int64)
+    data = _synthetic(data)
     num = data.num_train if split == "train" else data.num_test
     return torch.arange(num) % data.num_classes
 
@@ -195,12 +201,22 @@ def with_absolute_paths(config: Config) -> Config:
     data, model = config.data, config.model
     if model.weights is not None:
         model = model.model_copy(update={"weights": _absolute(model.weights)})
-    if not isinstance(data, DigitsConfig | SyntheticConfig):
+    if not isinstance(data, DigitsConfig | SyntheticConfig | OwnDataConfig):
         changes = {"root": _absolute(data.root)}
         if isinstance(data, ImageFolderConfig) and data.cache_dir is not None:
             changes["cache_dir"] = _absolute(data.cache_dir)
         data = data.model_copy(update=changes)
     return config.model_copy(update={"data": data, "model": model})
+
+
+def _synthetic(data: DataConfig) -> SyntheticConfig:
+    if isinstance(data, SyntheticConfig):
+        return data
+    raise FactoryError(
+        "the data of this configuration must be given in Python",
+        got=f"data.name {data.name}, no datasets",
+        fix="call LayerParallelTrainer(config, datasets=...)",
+    )
 
 
 def _absolute(path: str) -> str:

@@ -90,7 +90,7 @@ def test_relative_links_lead_somewhere(repository: Path):
 
 def test_files_that_the_pages_name_exist(repository: Path):
     """`laminar/engine.py`, `benchmarks/speed` and the like, wherever a page names them."""
-    folders = "laminar|actors|service|tuning|tests|benchmarks|docs|docker"
+    folders = "laminar|actors|service|tuning|tests|benchmarks|docs|docker|examples"
     missing = []
     for page in [*repository.glob("*.md"), *repository.glob("docs/**/*.md")]:
         for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()):

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from laminar.checkpoint import MANIFEST, list_checkpoints
 from laminar.config_file import dump_config
+from tests.own import own_plan
 from tests.tiny import tiny_config, tiny_plan, write_run
 
 Prepare = Callable[[Path], None]
@@ -205,6 +206,11 @@ def other_weights(folder: Path) -> None:
     save_file({}, folder / "w.safetensors")
 
 
+def own_run(folder: Path) -> None:
+    """A finished run in `run` whose network, data and loss are Python code."""
+    write_run(folder / "run", own_plan())
+
+
 FOLDER = "data={name: image_folder, root: data, image_size: 8}"
 MNIST = "data={name: mnist, root: data}"
 
@@ -296,6 +302,13 @@ ROWS = [
     wrong("too short a phase",
           "num_stages=4;parallel.hop_delay=2;phases=[{phase: parallel, epochs: 2}]",
           "4(K-1)d ticks", "got 5 batches", ">= 12"),
+    # what only Python code can bring
+    wrong("own network", "model.name=custom", "a run with blocks of its own", "got no blocks"),
+    wrong("own data", "data={name: custom}", "a run with datasets of its own", "evaluate_run"),
+    wrong("own loss", "loss.name=custom", "a run with loss of its own", "LayerParallelTrainer"),
+    Row("resume an own run", "resume run", ("in Python, each time", "blocks=..."), own_run),
+    Row("evaluate an own run", "evaluate run", ("in Python, each time", "blocks=..."), own_run),
+    Row("export an own run", "export run", ("in Python, each time", "blocks=..."), own_run),
     # resources
     wrong("too few CPUs", "resources.cpus_per_stage=1000", "resources.cpus_per_stage of 1000",
           "this machine has"),
@@ -433,6 +446,10 @@ def test_a_mistake_is_one_line_before_anything_starts(row: Row, results: dict[st
     assert not found["has_ray"]
     assert found["started"] == []
     assert found["made"] == []
+
+
+def test_rows_have_names_of_their_own():
+    assert len({row.name for row in ROWS}) == len(ROWS)
 
 
 def test_the_watch_for_processes_would_see_one():
