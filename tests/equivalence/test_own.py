@@ -7,6 +7,7 @@ from torch import nn
 from laminar.data import open_inputs
 from laminar.errors import ConfigError
 from laminar.evaluation import evaluate_run
+from laminar.profile import measure
 from tests.own import NUM_TEST, OWN, WIDTH, own_plan
 from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, write_run
@@ -85,6 +86,9 @@ def test_tokens_stay_integers():
             "head": lambda: nn.Linear(8, problem.num_classes),
         },
     }
+    plan = own_plan(own, precision={"memory_format": "auto"})
+    measured = measure(plan, torch.device("cpu"), num_repeats=1)
+    assert measured.precision.memory_format != "auto"
     plan = own_plan(own)
     assert plan.problem.dtype == "int64"
     assert open_inputs(plan.config, plan.factories.datasets).train(0, 0).dtype == torch.int64
