@@ -12,9 +12,12 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.epoch_record import epoch_metrics, phase_record
 from actors.mailbox import Aborted
 from actors.stage_actor import StageActor, StageProgress, StageReport
 from laminar.checkpoint import prune, publish
+from laminar.data import num_test_batches
+from laminar.event_log import EventLog
 from laminar.plan import Plan, Segment
 from laminar.progress import PhaseName, Progress
 from laminar.run_directory import RunDirectory
@@ -68,10 +71,12 @@ class Stages:
         """Take over a checkpoint."""
         self.gather([actor.load.remote(folder) for actor in self.actors])
 
-    def train(self, segment: Segment) -> list[StageReport]:
-        """Run one segment on all stages."""
+    def train(self, segment: Segment, *, is_measured: bool = False) -> list[StageReport]:
+        """Run one segment on all stages, tracing and probing a few of its batches if asked to."""
         self._phase += 1
-        return self.gather([actor.train.remote(segment, self._phase) for actor in self.actors])
+        return self.gather(
+            [actor.train.remote(segment, self._phase, is_measured) for actor in self.actors]
+        )
 
     def evaluate(self) -> list[StageReport]:
         """Run the test set through all stages."""
@@ -116,6 +121,14 @@ class Stages:
     def _abort(self) -> None:
         for actor in self.actors:
             actor.abort.remote()
+
+
+def _longest_of_each_phase(segments: Sequence[Segment]) -> list[Segment]:
+    """Return the segments of an epoch to trace and probe."""
+    longest: dict[str, Segment] = {}
+    for segment in sorted(segments, key=lambda s: s.num_batches):
+        longest[segment.phase] = segment
+    return list(longest.values())
 
 
 def _error_of(ref: Any) -> BaseException | None:
@@ -167,6 +180,7 @@ class Coordinator:
 
     def setup(self) -> list[dict[str, Any]]:
         """Build the stages and load the checkpoint, if any; return what the stages say."""
+        self._events = EventLog(self._run.events, self._epoch)
         self._infos = self._stages.setup(self._plan, is_new=self._checkpoint is None)
         if self._checkpoint is not None:
             self._stages.load(self._checkpoint)
@@ -177,59 +191,43 @@ class Coordinator:
         metrics: dict[str, Any] = {}
         for epoch in range(self._epoch, self._plan.config.epochs):
             self._epoch = epoch
-            metrics = self._run_epoch(epoch)
-            self._save(epoch + 1, metrics)
+            metrics, timeline = self._run_epoch(epoch)
+            self._save(epoch + 1, metrics, timeline)
             self._finished.append(metrics)
         return metrics
 
-    def _run_epoch(self, epoch: int) -> dict[str, Any]:
-        segments = [s for s in self._plan.segments if s.epoch == epoch]
+    def _run_epoch(self, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the epoch's lines of metrics.jsonl and timeline.jsonl."""
+        plan = self._plan
+        segments = [s for s in plan.segments if s.epoch == epoch]
+        measured = _longest_of_each_phase(segments)
         seconds = {"parallel": 0.0, "correction": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
-        reports: list[list[StageReport]] = []
+        reports: list[tuple[Segment, list[StageReport]]] = []
+        phases: list[dict[str, Any]] = []
+
+        def record(phase: PhaseName, num_batches: int, of_stages: list[StageReport]) -> None:
+            took = time.monotonic() - started
+            seconds[phase] += took
+            boundaries = plan.bounds[1:-1]
+            phases.append(phase_record(phase, num_batches, took, of_stages, boundaries))
+
         self._loss = self._accuracy = None
         for segment in segments:
-            self._enter(segment.phase, epoch * self._plan.batches_per_epoch + segment.first_batch)
+            self._enter(segment.phase, epoch * plan.batches_per_epoch + segment.first_batch)
             started = time.monotonic()
-            reports.append(self._stages.train(segment))
-            seconds[segment.phase] += time.monotonic() - started
-        self._enter("evaluation", (epoch + 1) * self._plan.batches_per_epoch)
+            trained = self._stages.train(segment, is_measured=segment in measured)
+            record(segment.phase, segment.num_batches, trained)
+            reports.append((segment, trained))
+        self._enter("evaluation", (epoch + 1) * plan.batches_per_epoch)
         started = time.monotonic()
-        test = self._stages.evaluate()[-1].tally
-        seconds["evaluation"] = time.monotonic() - started
+        evaluated = self._stages.evaluate()
+        record("evaluation", num_test_batches(plan.config, plan.problem.num_test), evaluated)
+        test = evaluated[-1].tally
         self._confusion = test.confusion_matrix()
-        tallies = [report[-1].tally for report in reports]
-        num = sum(tally.num_samples for tally in tallies)
-        trained_s = seconds["parallel"] + seconds["correction"]
-        return {
-            "epoch": epoch + 1,
-            "num_batches": self._plan.batches_per_epoch,
-            "phases": [{"phase": s.phase, "num_batches": s.num_batches} for s in segments],
-            "parallel_fraction": self._parallel_fraction(epoch + 1),
-            "lr": self._plan.learning_rate((epoch + 1) * self._plan.batches_per_epoch - 1),
-            "train_loss": sum(tally.loss_sum for tally in tallies) / num,
-            "train_accuracy": sum(tally.num_correct for tally in tallies) / num,
-            **{f"test_{name}": value for name, value in test.means().items()},
-            "seconds": seconds,
-            "samples_per_s": num / trained_s,
-            "cuts": self._cut_bytes(reports),
-        }
+        metrics = epoch_metrics(plan, epoch, reports, test, seconds)
+        return metrics, {"epoch": epoch + 1, "phases": phases}
 
-    def _parallel_fraction(self, num_epochs: int) -> float:
-        done = [s for s in self._plan.segments if s.epoch < num_epochs]
-        parallel = sum(s.num_batches for s in done if s.phase == "parallel")
-        return parallel / sum(s.num_batches for s in done)
-
-    def _cut_bytes(self, reports: list[list[StageReport]]) -> list[dict[str, int]]:
-        """Return the bytes of the epoch that crossed each cut, both directions together."""
-        cuts = []
-        for k, boundary in enumerate(self._plan.bounds[1:-1]):
-            sent = [report[k].sent["forward"] for report in reports]
-            sent += [report[k + 1].sent["adjoint"] for report in reports]
-            inline, store = (sum(s.inline_bytes for s in sent), sum(s.store_bytes for s in sent))
-            cuts.append({"boundary": boundary, "inline_bytes": inline, "store_bytes": store})
-        return cuts
-
-    def _save(self, epoch: int, metrics: dict[str, Any]) -> None:
+    def _save(self, epoch: int, metrics: dict[str, Any], timeline: dict[str, Any]) -> None:
         """Write metrics first, then the checkpoint: a resumed run cuts the metrics to fit."""
         self._enter("checkpoint", epoch * self._plan.batches_per_epoch)
         started = time.monotonic()
@@ -238,6 +236,8 @@ class Coordinator:
         metrics["seconds"]["checkpoint"] = time.monotonic() - started
         self._run.write_confusion(epoch, self._plan.problem.names, self._confusion)
         self._run.append_metrics(metrics)
+        self._run.append_timeline(timeline)
+        self._events.write(metrics, timeline)
         data = {"mean": self._infos[0]["mean"], "std": self._infos[0]["std"]}
         publish(folder, epoch=epoch, plan=self._plan, parts=parts, data=data)
         prune(self._run.checkpoints, self._num_to_keep)

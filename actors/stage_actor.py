@@ -20,10 +20,11 @@ from laminar.data import num_test_batches, open_inputs, open_labels
 from laminar.engine import BatchDone, Direction, Program, Receive, Send, evaluation, training_phase
 from laminar.errors import ResourceError
 from laminar.filters import Message
+from laminar.measured_stage import CutProbe, MeasuredStage
 from laminar.plan import Plan, Segment
 from laminar.precision import check_compiler, use_tf32
-from laminar.stage import Stage
 from laminar.tally import Tally
+from laminar.timeline import Kind, Span, TimedBatches, traced_batches
 
 Array = NDArray[Any]
 
@@ -34,10 +35,14 @@ class StageReport:
 
     seconds: float
     """From the start of the phase to its last message."""
-    waited_s: float
-    """Of these, seconds in which it waited for a neighbour."""
+    seconds_by_kind: dict[Kind, float]
+    """Of these, what was spent on what; they sum to `seconds`."""
     sent: dict[Direction, SentBytes]
     tally: Tally
+    spans: tuple[Span, ...]
+    """What happened when, for a few batches in the middle of a measured phase."""
+    cut: CutProbe | None
+    """The cut behind this stage, in a measured phase."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class StageActor:
         use_tf32(plan.config.precision)
         if device.type == "cuda" and 0 < resources.gpus_per_stage < 1:
             torch.cuda.set_per_process_memory_fraction(resources.gpus_per_stage)
-        self._stage = Stage(plan, index, device, is_new=is_new)
+        self._stage = MeasuredStage(plan, index, device, is_new=is_new)
+        self._clock = self._stage.clock
         config, datasets = plan.config, plan.factories.datasets
         self._inputs = open_inputs(config, datasets) if self._stage.is_first else None
         self._labels = open_labels(config, datasets) if self._stage.is_last else None
@@ -116,18 +122,46 @@ class StageActor:
 
     # -- the phases -------------------------------------------------------------------------
 
-    def train(self, segment: Segment, phase: int) -> StageReport:
-        """Run one segment to its end; `phase` numbers it within the run."""
-        return self._run(phase, training_phase(self._stage, segment, self._inputs, self._labels))
+    def train(self, segment: Segment, phase: int, is_measured: bool) -> StageReport:
+        """Run one segment to its end.
+
+        Args:
+            segment: What to train.
+            phase: Number of the segment within the run.
+            is_measured: Whether to trace and probe a few batches in its middle.
+        """
+        program = training_phase(self._stage, segment, *self._timed_data())
+        if not is_measured:
+            return self._run(phase, program)
+        config = self._stage.plan.config
+        is_parallel = segment.phase == "parallel"
+        per_batch = (config.parallel if is_parallel else config.correction).micro_batches
+        hop_ticks = config.parallel.hop_delay if is_parallel else 0
+        traced = traced_batches(segment.num_batches, config.num_stages, hop_ticks, per_batch)
+        return self._run(phase, program, traced, segment.num_batches // 2 * per_batch)
 
     def evaluate(self, phase: int) -> StageReport:
         """Run the test set forward."""
         num_batches = num_test_batches(self._stage.plan.config, self._stage.plan.problem.num_test)
-        return self._run(phase, evaluation(self._stage, num_batches, self._inputs, self._labels))
+        return self._run(phase, evaluation(self._stage, num_batches, *self._timed_data()))
 
-    def _run(self, phase: int, program: Program) -> StageReport:
+    def _timed_data(self) -> tuple[TimedBatches | None, TimedBatches | None]:
+        inputs, labels = (
+            None if batches is None else TimedBatches(batches, self._clock)
+            for batches in (self._inputs, self._labels)
+        )
+        return inputs, labels
+
+    def _run(
+        self,
+        phase: int,
+        program: Program,
+        traced: range = range(0),
+        probed_micro: int | None = None,
+    ) -> StageReport:
         self._mailbox.open_phase(phase)
-        self._done, self._waited_s = 0, 0.0
+        self._done = 0
+        self._stage.begin_phase(probed_micro=probed_micro)
         self._sent: dict[Direction, SentBytes] = {
             "forward": SentBytes(0, 0),
             "adjoint": SentBytes(0, 0),
@@ -138,16 +172,24 @@ class StageActor:
         self._stage.take_tally()
         started = time.perf_counter()
         try:
-            self._drive(phase, program)
+            self._drive(phase, program, traced)
         except BaseException:
             self._stage.discard()
             raise
         seconds = time.perf_counter() - started
-        return StageReport(seconds, self._waited_s, self._sent, self._stage.take_tally())
+        return StageReport(
+            seconds,
+            self._clock.finish(seconds),
+            self._sent,
+            self._stage.take_tally(),
+            tuple(self._clock.spans),
+            self._stage.cut,
+        )
 
-    def _drive(self, phase: int, program: Program) -> None:
+    def _drive(self, phase: int, program: Program, traced: range) -> None:
         answer: Message | None = None
         while True:
+            self._clock.is_tracing = self._done in traced
             try:
                 step = program.send(answer)
             except StopIteration:
@@ -164,12 +206,16 @@ class StageActor:
         ray.get(list(self._in_flight), timeout=self._timeout_s)
 
     def _receive(self, phase: int, step: Receive) -> Message:
-        started = time.perf_counter()
-        arrays = self._mailbox.take(phase, step.direction, step.micro, self._timeout_s)
-        self._waited_s += time.perf_counter() - started
+        kind: Kind = "wait_forward" if step.direction == "forward" else "wait_adjoint"
+        with self._clock.span(kind, step.micro):
+            arrays = self._mailbox.take(phase, step.direction, step.micro, self._timeout_s)
         return from_arrays(arrays)
 
     def _send(self, phase: int, step: Send) -> None:
+        with self._clock.span("send", step.micro):
+            self._push(phase, step)
+
+    def _push(self, phase: int, step: Send) -> None:
         arrays = to_arrays(step.message)
         self._sent[step.direction] += count_bytes(arrays)
         neighbour = self._neighbours[step.direction]

@@ -85,6 +85,7 @@ class BlockSequence(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(block.module for block in blocks)
         self.block_names = [block.name for block in blocks]
+        self.samples: Samples | None = None
         self._public_names = [block.public_name for block in blocks]
         self._dropouts = [
             layer
@@ -104,6 +105,7 @@ class BlockSequence(nn.Module):
 
     def set_samples(self, samples: Samples) -> None:
         """Say which training samples the next forward is of, for dropout."""
+        self.samples = samples
         for layer in self._dropouts:
             layer.samples = samples
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ class RunDirectory:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.timeline_file = self.path / "timeline.jsonl"
+        self.events = self.path / "tensorboard"
         self.environment_file = self.path / "environment.json"
         self.checkpoints = self.path / "checkpoints"
         self.plot_file = self.path / "plot.png"
@@ -54,8 +57,11 @@ class RunDirectory:
         """Remove a run that never began, so that its name is free again; keep one that did."""
         if self.read_metrics() or self.checkpoints.exists():
             return
-        for file in (self.config_file, self.metrics_file, self.environment_file):
+        for file in (
+            self.config_file, self.metrics_file, self.timeline_file, self.environment_file
+        ):  # fmt: skip
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.events, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -91,29 +97,24 @@ class RunDirectory:
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's line, on disk when this returns."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.metrics_file, metrics)
+
+    def append_timeline(self, timeline: dict[str, Any]) -> None:
+        """Add what one epoch's seconds went into, on disk when this returns."""
+        _append(self.timeline_file, timeline)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the epochs' metrics; a last line that a crash cut short is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        found = []
-        for line in self.metrics_file.read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return found
+        return _read(self.metrics_file)
+
+    def read_timeline(self) -> list[dict[str, Any]]:
+        """Return the epochs' timelines, as `read_metrics` does; none of a run of before 0.2."""
+        return _read(self.timeline_file)
 
     def truncate_metrics(self, num_epochs: int) -> None:
         """Keep the lines of the first epochs: what a resumed run will do again goes."""
-        kept = [m for m in self.read_metrics() if m["epoch"] <= num_epochs]
-        temporary = self.metrics_file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        temporary.replace(self.metrics_file)
+        _truncate(self.metrics_file, num_epochs)
+        _truncate(self.timeline_file, num_epochs)
 
     def write_confusion(
         self, epoch: int, class_names: Sequence[str], matrix: Sequence[Sequence[int]]
@@ -143,3 +144,30 @@ class RunDirectory:
             "stages": stages,
         }
         self.environment_file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def _truncate(path: Path, num_epochs: int) -> None:
+    if path.is_file():
+        kept = [line for line in _read(path) if line["epoch"] <= num_epochs]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)

@@ -8,7 +8,7 @@ import typer
 
 from laminar import __version__
 from laminar.errors import UserError
-from service.commands import config, evaluate, export, predict, train
+from service.commands import config, doctor, evaluate, export, predict, report, train
 
 app = typer.Typer(
     help="Layer-parallel training of deep residual networks on Ray.",
@@ -21,6 +21,9 @@ app.command()(train.resume)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command()(report.report)
+app.command()(report.compare)
+app.command()(doctor.doctor)
 app.add_typer(config.app, name="config")
 
 

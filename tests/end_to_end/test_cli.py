@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -82,7 +83,7 @@ def test_train_tells_of_every_epoch_on_stderr(trained: Ended, one: RunDirectory)
 def test_the_written_configuration_is_resolved(one: RunDirectory):
     content = yaml.safe_load(one.config_file.read_text())
     assert content["cuts"] == [2]
-    assert content["filters"] == [{"pool": 2, "cast": "fp16"}]
+    assert content["filters"] == [{"pool": 2, "cast": "fp16", "parallel_only": False}]
     assert {p["phase"] for p in content["phases"]} == {"correction", "parallel"}
     assert sum(p["epochs"] for p in content["phases"]) == pytest.approx(NUM_EPOCHS)
     config = one.open_config()
@@ -107,6 +108,48 @@ def test_the_environment_is_recorded(one: RunDirectory):
     assert found["torch"]
     assert found["ray"]
     assert [stage["device"] for stage in found["stages"]] == ["cpu", "cpu"]
+
+
+def test_the_timeline_says_where_the_seconds_of_each_stage_went(one: RunDirectory):
+    lines = one.read_timeline()
+    assert [line["epoch"] for line in lines] == list(range(1, NUM_EPOCHS + 1))
+    for line, metrics in zip(lines, one.read_metrics(), strict=True):
+        *training, evaluation = line["phases"]
+        assert [
+            {"phase": p["phase"], "num_batches": p["num_batches"]} for p in training
+        ] == metrics["phases"]
+        assert evaluation["phase"] == "evaluation"
+        for phase in line["phases"]:
+            first, last = phase["stages"]
+            assert 0 < sum(first.values()) <= phase["seconds"]
+            assert first["data"] > 0
+            assert last["wait_forward"] > 0
+            assert ("backward" in last) == (phase is not evaluation)
+        (cut,) = metrics["cuts"]
+        sent = [p["cuts"][0][way] for p in training for way in ("forward", "adjoint")]
+        for way in ("inline_bytes", "store_bytes"):
+            assert sum(s[way] for s in sent) == cut[way]
+        assert evaluation["cuts"][0]["adjoint"] == {"inline_bytes": 0, "store_bytes": 0}
+
+
+def test_each_phase_of_an_epoch_is_traced_and_probed(one: RunDirectory):
+    for phase in (p for line in one.read_timeline() for p in line["phases"][:-1]):
+        first, last = phase["trace"]
+        for spans in (first, last):
+            assert {"forward", "backward", "update", "send"} <= {span[0] for span in spans}
+            assert all(a[3] <= b[2] for a, b in itertools.pairwise(spans))
+        assert min(first[-1][3], last[-1][3]) > 0, "no stretch in common"
+        violation = phase["cuts"][0]["violation"]
+        assert violation == 0 if phase["phase"] == "correction" else 0 < violation < 1
+        assert 0 < phase["cuts"][0]["filter_error"] < 1
+
+
+def test_a_finished_run_has_a_report(one: RunDirectory, laminar: Callable[..., Any]):
+    code, out, err = laminar("report", one.path)
+    assert (code, err) == (0, "")
+    page = Path(out.strip()).read_text()
+    for title in ("Timeline", "Constraint violation", "Bytes over each cut"):
+        assert f"<h2>{title}</h2>" in page
 
 
 def test_the_newest_checkpoints_are_kept(one: RunDirectory):
@@ -209,18 +252,51 @@ def test_a_signal_ends_a_run_cleanly(how: str, folder: Path, request: pytest.Fix
     assert (two / "plot.png").is_file()
 
 
+@pytest.fixture(scope="module")
+def resumed(terminated: Any, folder: Path) -> Ended:
+    """The same, resumed again, to its end."""
+    checkpoints = list_checkpoints(folder / "runs" / "two" / "checkpoints")
+    assert checkpoints[-1].name != f"epoch_{NUM_EPOCHS:04d}"
+    return run("resume", "runs/two", "--quiet", cwd=folder)
+
+
 def test_a_broken_run_resumes_to_the_same_end(
-    terminated: Any, trained: Ended, one: RunDirectory, folder: Path
+    resumed: Ended, trained: Ended, one: RunDirectory, folder: Path
 ):
-    two = folder / "runs" / "two"
-    assert list_checkpoints(two / "checkpoints")[-1].name != f"epoch_{NUM_EPOCHS:04d}"
-    done = run("resume", "runs/two", "--quiet", cwd=folder)
+    two, done = folder / "runs" / "two", resumed
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[0] == trained.out.splitlines()[0]
     assert str(two) in done.out
     assert comparable(two) == comparable(one.path)
     assert differing(newest(one.path), newest(two)) == []
     assert done.survivors == []
+
+
+def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows: (step, value) of each name."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.events), size_guidance={"scalars": 0}).Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_tensorboard_shows_every_epoch_once(
+    name: str, one: RunDirectory, resumed: Ended, folder: Path
+):
+    """`two` was interrupted twice: what it did again must not be there twice."""
+    run = RunDirectory(folder / "runs" / name)
+    shown = scalars(run)
+    for split in ("train", "test"):
+        for what in ("loss", "accuracy"):
+            assert shown[f"{what}/{split}"] == [
+                (m["epoch"], pytest.approx(m[f"{split}_{what}"])) for m in run.read_metrics()
+            ]
+    assert [step for step, _ in shown["lr"]] == list(range(1, NUM_EPOCHS + 1))
+    assert "violation/cut_at_block_2/parallel" in shown
 
 
 def test_stopping_while_ray_starts_leaves_nothing(folder: Path):

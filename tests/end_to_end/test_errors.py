@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from laminar.checkpoint import MANIFEST, list_checkpoints
 from laminar.config_file import dump_config
+from laminar.run_directory import RunDirectory
 from tests.own import own_plan
 from tests.tiny import tiny_config, tiny_plan, write_run
 
@@ -183,6 +184,11 @@ def beside_a_run(name: str, content: bytes) -> Prepare:
 def weights_of_another_network(folder: Path) -> None:
     finished(folder)
     save_file({"stem.conv1.weight": torch.zeros(8, 3, 3, 3)}, folder / "other.safetensors")
+
+
+def unfinished(folder: Path) -> None:
+    """A run whose first epoch never ended."""
+    RunDirectory(folder / "run").create(tiny_plan(3).config)
 
 
 def torn_yaml(folder: Path) -> None:
@@ -351,6 +357,11 @@ ROWS = [
         with_manifest(lambda content: content["config"]["model"].update(width=8))),
     Row("deeper network", "evaluate run", ("must hold", "of the network resnet20", "got nothing"),
         with_manifest(lambda content: content["config"]["model"].update(name="resnet20"))),
+    # reports
+    Row("report no run", "report nowhere", ("must contain config.yaml", "nowhere")),
+    Row("report nothing", "report run", ("at least one finished epoch",), unfinished),
+    Row("compare one run", "compare run", ("at least two runs", "got 1"), unfinished),
+    Row("compare nothing", "compare run run", ("must have a finished epoch",), unfinished),
     # exports and predictions
     Row("export no run", "export nowhere", ("must hold a checkpoint", "nowhere")),
     Row("export format", "export run --format pickle", ("--format must be", "got pickle"),

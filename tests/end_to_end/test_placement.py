@@ -133,6 +133,14 @@ def test_cuda_that_is_not_there_is_one_line_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_doctor_runs_a_task_on_ray(laminar: Callable[..., Any]):
+    code, out, _ = laminar("doctor")
+    last = out.splitlines()[-1]
+    assert (code, last.split()[:2]) == (0, ["ok", "ray"])
+    assert "ran a task on" in last
+    assert ray.is_initialized(), "a Ray that was running before must be left running"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 def test_a_gpu_computes_what_the_cpu_does(tmp_path: Path):

@@ -37,7 +37,10 @@ def test_version():
     assert CliRunner().invoke(app, ["version"]).stdout == f"{__version__}\n"
 
 
-COMMANDS = ("", "train", "resume", "evaluate", "predict", "export", "config", "version")
+COMMANDS = (
+    "", "train", "resume", "evaluate", "predict", "export", "report", "compare", "doctor", "config",
+    "config show", "config schema", "version",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -99,7 +102,7 @@ def test_nothing_slow_is_imported_where_nothing_is_computed(arguments: tuple[str
         "from service.cli import main\n"
         f"sys.argv = ['laminar', *{arguments}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "slow = [n for n in ('ray', 'torch', 'matplotlib', 'actors') if n in sys.modules]\n"
+        "slow = {'ray', 'torch', 'matplotlib', 'plotly', 'actors'} & set(sys.modules)\n"
         "sys.exit(', '.join(slow) or 0)\n"
     )
     done = subprocess.run(

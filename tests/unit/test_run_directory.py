@@ -59,6 +59,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
 def test_a_run_that_never_began_is_discarded(run: RunDirectory):
     run.truncate_metrics(0)
     run.write_environment([])
+    run.events.mkdir()
+    (run.events / "events.out").write_text("")
     run.discard()
     assert not run.path.exists()
 
@@ -108,6 +110,14 @@ def test_a_resumed_run_drops_what_it_will_do_again(run: RunDirectory):
     run.append_metrics({"epoch": 3, "again": True})
     assert run.read_metrics() == [epoch(1), epoch(2), {"epoch": 3, "again": True}]
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_the_timeline_is_cut_with_the_metrics(run: RunDirectory):
+    assert run.read_timeline() == []
+    for number in (1, 2, 3):
+        run.append_timeline({"epoch": number, "phases": []})
+    run.truncate_metrics(2)
+    assert run.read_timeline() == [{"epoch": n, "phases": []} for n in (1, 2)]
 
 
 def test_metrics_of_a_run_without_any_can_be_truncated(run: RunDirectory):

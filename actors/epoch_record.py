@@ -1,0 +1,113 @@
+"""The lines of an epoch in metrics.jsonl and timeline.jsonl, of what every stage reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from actors.stage_actor import StageReport
+from laminar.plan import Plan, Segment
+from laminar.progress import PhaseName
+from laminar.tally import Tally
+
+
+def epoch_metrics(
+    plan: Plan,
+    epoch: int,
+    reports: Sequence[tuple[Segment, Sequence[StageReport]]],
+    test: Tally,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Return an epoch's line of metrics.jsonl.
+
+    Args:
+        plan: The resolved run.
+        epoch: From 0.
+        reports: Its segments in order, each with the reports of all stages.
+        test: Of the test images.
+        seconds: By phase, as the coordinator saw them.
+    """
+    tallies = [of_stages[-1].tally for _, of_stages in reports]
+    num = sum(tally.num_samples for tally in tallies)
+    return {
+        "epoch": epoch + 1,
+        "num_batches": plan.batches_per_epoch,
+        "phases": [{"phase": s.phase, "num_batches": s.num_batches} for s, _ in reports],
+        "parallel_fraction": _parallel_fraction(plan, epoch + 1),
+        "lr": plan.learning_rate((epoch + 1) * plan.batches_per_epoch - 1),
+        "train_loss": sum(tally.loss_sum for tally in tallies) / num,
+        "train_accuracy": sum(tally.num_correct for tally in tallies) / num,
+        **{f"test_{name}": value for name, value in test.means().items()},
+        "seconds": seconds,
+        "samples_per_s": num / (seconds["parallel"] + seconds["correction"]),
+        "cuts": _cut_bytes(plan, [of_stages for _, of_stages in reports]),
+    }
+
+
+def _parallel_fraction(plan: Plan, num_epochs: int) -> float:
+    done = [s for s in plan.segments if s.epoch < num_epochs]
+    parallel = sum(s.num_batches for s in done if s.phase == "parallel")
+    return parallel / sum(s.num_batches for s in done)
+
+
+def _cut_bytes(plan: Plan, reports: Sequence[Sequence[StageReport]]) -> list[dict[str, int]]:
+    """Return the bytes of the epoch that crossed each cut, both directions together."""
+    cuts = []
+    for k, boundary in enumerate(plan.bounds[1:-1]):
+        sent = [report[k].sent["forward"] for report in reports]
+        sent += [report[k + 1].sent["adjoint"] for report in reports]
+        inline, store = (sum(s.inline_bytes for s in sent), sum(s.store_bytes for s in sent))
+        cuts.append({"boundary": boundary, "inline_bytes": inline, "store_bytes": store})
+    return cuts
+
+
+def phase_record(
+    phase: PhaseName,
+    num_batches: int,
+    seconds: float,
+    reports: Sequence[StageReport],
+    boundaries: Sequence[int],
+) -> dict[str, Any]:
+    """Return what is kept of one phase.
+
+    Args:
+        phase: Its name.
+        num_batches: Batches in it.
+        seconds: As the coordinator saw them.
+        reports: Of all stages.
+        boundaries: Of the cuts, the first block of stages 1..K-1.
+    """
+    return {
+        "phase": phase,
+        "num_batches": num_batches,
+        "seconds": seconds,
+        "stages": [{kind: round(s, 6) for kind, s in r.seconds_by_kind.items()} for r in reports],
+        "cuts": [
+            {
+                "boundary": boundary,
+                "forward": asdict(before.sent["forward"]),
+                "adjoint": asdict(after.sent["adjoint"]),
+                **(asdict(before.cut) if before.cut else {}),
+            }
+            for boundary, before, after in zip(boundaries, reports, reports[1:], strict=False)
+        ],
+        "trace": _trace(reports),
+    }
+
+
+def _trace(reports: Sequence[StageReport]) -> list[list[list[Any]]] | None:
+    """Return [kind, micro-batch, start, end] of each span of each stage, in milliseconds.
+
+    Zero is where the last stage to be traced begins; None if the phase was not measured.
+    """
+    if not all(report.spans for report in reports):
+        return None
+    zero = max(report.spans[0].start_s for report in reports)
+    return [
+        [
+            [s.kind, s.micro, round((s.start_s - zero) * 1e3, 3), round((s.end_s - zero) * 1e3, 3)]
+            for s in report.spans
+        ]
+        for report in reports
+    ]

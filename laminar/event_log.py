@@ -1,0 +1,55 @@
+"""TensorBoard events of a run: a scalar per figure and epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class EventLog:
+    """Writes the epochs' metrics as TensorBoard reads them.
+
+    Args:
+        folder: Where to.
+        num_epochs: Epochs that a resumed run keeps; what an earlier attempt wrote of later ones is
+            hidden, as TensorBoard wants it, by a mark to purge from there on.
+    """
+
+    def __init__(self, folder: Path, num_epochs: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a quarter of a second, not for drivers
+
+        self._writer = SummaryWriter(str(folder), purge_step=num_epochs + 1)
+
+    def write(self, metrics: dict[str, Any], timeline: dict[str, Any]) -> None:
+        """Add one epoch, on disk when this returns.
+
+        Args:
+            metrics: The epoch's line of metrics.jsonl.
+            timeline: Its line of timeline.jsonl.
+        """
+        for name, value in epoch_scalars(metrics, timeline).items():
+            self._writer.add_scalar(name, value, metrics["epoch"])
+        self._writer.flush()
+
+
+def epoch_scalars(metrics: dict[str, Any], timeline: dict[str, Any]) -> dict[str, float]:
+    """Return the figures of an epoch by the names under which TensorBoard shows them."""
+    found = {
+        f"{what}/{split}": metrics[f"{split}_{what}"]
+        for what in ("loss", "accuracy")
+        for split in ("train", "test")
+    }
+    if "test_top5_accuracy" in metrics:
+        found["accuracy/test_top5"] = metrics["test_top5_accuracy"]
+    found |= {name: metrics[name] for name in ("lr", "samples_per_s", "parallel_fraction")}
+    found |= {f"seconds/{phase}": seconds for phase, seconds in metrics["seconds"].items()}
+    for cut in metrics["cuts"]:
+        at = f"cut_at_block_{cut['boundary']}"
+        found |= {f"{kind}/{at}": cut[kind] for kind in ("inline_bytes", "store_bytes")}
+    for phase in timeline["phases"]:
+        for cut in phase["cuts"]:
+            at = f"cut_at_block_{cut['boundary']}/{phase['phase']}"
+            for name in ("violation", "filter_error", "adjoint_ratio"):
+                if name in cut:
+                    found[f"{name}/{at}"] = cut[name]
+    return found

@@ -1,0 +1,151 @@
+"""A stage that also says where its seconds go and how far its cut is from the constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from laminar.dropout import Samples
+from laminar.filters import Message, spatial_size
+from laminar.plan import Plan
+from laminar.precision import autocast
+from laminar.stage import Stage
+from laminar.timeline import Clock
+
+
+@dataclass(frozen=True)
+class CutProbe:
+    """How far a cut is from its constraint lambda = C F(u; W), measured on one micro-batch.
+
+    With the forward's own weights the streamed phase never forms lambda = x - p/rho, so what can
+    be measured is its parts. All are Euclidean norms over the micro-batch, as fractions.
+    """
+
+    violation: float
+    """|x - lambda| / |x|: lambda is what the next stage worked on, x what this stage would send
+    for the same input at the weights that the gradient is applied to. Zero in the correction
+    phase; in the parallel phase what lateness leaves after look-ahead."""
+    filter_error: float
+    """|y - U C y| / |y| of the unfiltered output y: what pooling and casting lose."""
+    adjoint_ratio: float
+    """|p| / |y|, p the gradient of a sample's own loss with respect to y. A stationary point of
+    the penalty method with rho = 1 is that far from the constraint."""
+
+
+@dataclass
+class _Probing:
+    """A probe under way, between the forward and the update of its micro-batch."""
+
+    u: Tensor
+    """Input of the stage."""
+    samples: Samples | None
+    """Which samples these are, where the stage has dropout."""
+    received: Tensor
+    """U lambda: what the next stage makes of the message."""
+    y_norm: float
+    filter_error: float
+    adjoint_norm: float | None = None
+    """None until the adjoint has come."""
+
+
+class MeasuredStage(Stage):
+    """The same computation, bit for bit, with a clock and, on demand, a probe.
+
+    Args:
+        plan: The resolved run.
+        index: k, 0 <= k < K.
+        device: Where it computes.
+        is_new: See `Stage`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        device: torch.device | str = "cpu",
+        *,
+        is_new: bool = True,
+    ) -> None:
+        super().__init__(plan, index, device, is_new=is_new)
+        is_gpu = self.device.type == "cuda"
+        self.clock = Clock(torch.cuda.current_stream(self.device).synchronize if is_gpu else None)
+        self.cut: CutProbe | None = None
+        """The cut behind this stage; None before the probed batch is done, and without a probe."""
+        self._probed_micro: int | None = None
+        self._probing: _Probing | None = None
+
+    def begin_phase(self, *, probed_micro: int | None) -> None:
+        """Reset the clock, and probe the cut on this micro-batch of the phase; None: do not."""
+        self.clock.start()
+        self._probed_micro = None if self.is_last else probed_micro
+        self._probing = self.cut = None
+
+    def forward(self, micro: int, x: Tensor | Message, *args: Any, **kwargs: Any) -> Message | None:
+        """See `Stage.forward`."""
+        with self.clock.span("forward", micro):
+            message = super().forward(micro, x, *args, **kwargs)
+            if micro == self._probed_micro and message is not None:
+                self._start_probe(micro, x, message)
+        return message
+
+    def backward(self, micro: int, adjoint: Message | None) -> Message | None:
+        """See `Stage.backward`."""
+        with self.clock.span("backward", micro):
+            if micro == self._probed_micro and self._probing and self._filter_out and adjoint:
+                message = tuple(part.to(self.device) for part in adjoint)
+                size = spatial_size(self._probing.received)
+                p = self._filter_out.decode_adjoint(message, self._scale, size)
+                self._probing.adjoint_norm = float(p.norm()) * self.plan.config.batch_size
+            return super().backward(micro, adjoint)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """See `Stage.update`."""
+        with self.clock.span("update"):
+            self._finish_probe()
+            super().update(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Message | None:
+        """See `Stage.evaluate`."""
+        with self.clock.span("forward"):
+            return super().evaluate(*args, **kwargs)
+
+    def _start_probe(self, micro: int, x: Tensor | Message, message: Message) -> None:
+        visit = self._visits[micro]
+        u = self._place(x) if isinstance(x, Tensor) else visit.leaf
+        assert u is not None
+        y = visit.out.detach()
+        received = self._through_filter(y, message)
+        norm = float(y.norm())
+        error = float((y - received).norm()) / norm
+        self._probing = _Probing(u.detach(), self.module.samples, received, norm, error)
+
+    @torch.no_grad()
+    def _finish_probe(self) -> None:
+        """Compare what was sent with what would be sent now, just before the update."""
+        probing = self._probing
+        if probing is None or probing.adjoint_norm is None:
+            return
+        if probing.samples is not None:
+            self.module.set_samples(probing.samples)
+        # Buffers are copies: a forward too many must not move batch norm's running statistics.
+        state = dict(zip(self.learner.keys, self.learner.parameters, strict=True))
+        state |= {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        with autocast(self.plan.config.precision, self.device):
+            y = functional_call(self.module, state, (probing.u,))
+        x = self._through_filter(y.float())
+        self.cut = CutProbe(
+            violation=float((x - probing.received).norm() / x.norm()),
+            filter_error=probing.filter_error,
+            adjoint_ratio=probing.adjoint_norm / probing.y_norm,
+        )
+        self._probing = None
+
+    def _through_filter(self, y: Tensor, message: Message | None = None) -> Tensor:
+        """Return U C y."""
+        assert self._filter_out is not None
+        message = self._filter_out.encode(y) if message is None else message
+        return self._filter_out.decode(message, spatial_size(y))
