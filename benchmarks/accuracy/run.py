@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,43 +31,63 @@ from laminar.progress import EpochEnd
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
-# name: (configuration, overrides, label); no overrides is the serial baseline.
-CASES: dict[str, tuple[str, list[str] | None, str]] = {
-    "digits-k2": ("digits", [], "digits, ResNet-20, K=2, 2x2 fp16"),
-    "digits-serial": ("digits", None, "digits, ResNet-20, serial"),
-    "mnist-k2": ("mnist", [], "MNIST, ResNet-8, K=2, 2x2 fp16"),
-    "mnist-serial": ("mnist", None, "MNIST, ResNet-8, serial"),
-    "cifar10-k2": ("cifar10", [], "CIFAR-10, ResNet-8, K=2, 2x2 fp16"),
-    "cifar10-k3": (
-        "cifar10",
-        ["num_stages=3", "resources.cpus_per_stage=0.5", "parallel.micro_batches=4"],
-        "CIFAR-10, ResNet-8, K=3, 2x2 fp16",
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    file: str
+    """Configuration beside this program, and the panel of the figure."""
+    label: str
+    """Data set, network, setting."""
+    overrides: tuple[str, ...] = ()
+    is_serial: bool = False
+    """Ordinary backprop in one process, the baseline."""
+
+
+def _stages(num: int, *more: str) -> tuple[str, ...]:
+    """Return the overrides for K stages on two cores."""
+    return (f"num_stages={num}", f"resources.cpus_per_stage={2 / num}", *more)
+
+
+_INT8 = "filters={pool: 1, cast: int8}"
+_M4 = "parallel.micro_batches=4"
+
+CASES = {
+    "digits-k2": Case("digits", "digits, ResNet-20, K=2, 2x2 fp16"),
+    "digits-serial": Case("digits", "digits, ResNet-20, serial", is_serial=True),
+    "mnist-k2": Case("mnist", "MNIST, ResNet-8, K=2, 2x2 fp16"),
+    "mnist-serial": Case("mnist", "MNIST, ResNet-8, serial", is_serial=True),
+    "cifar10-k2": Case("cifar10", "CIFAR-10, ResNet-8, K=2, 2x2 fp16"),
+    "cifar10-k3": Case("cifar10", "CIFAR-10, ResNet-8, K=3, 2x2 fp16", _stages(3, _M4)),
+    "cifar10-k3-int8": Case(
+        "cifar10", "CIFAR-10, ResNet-8, K=3, int8 without pooling", _stages(3, _M4, _INT8)
     ),
-    "cifar10-k3-int8": (
-        "cifar10",
-        [
-            "num_stages=3",
-            "resources.cpus_per_stage=0.5",
-            "parallel.micro_batches=4",
-            "filters={pool: 1, cast: int8}",
-        ],
-        "CIFAR-10, ResNet-8, K=3, int8 without pooling",
-    ),
-    "cifar10-serial": ("cifar10", None, "CIFAR-10, ResNet-8, serial"),
+    "cifar10-serial": Case("cifar10", "CIFAR-10, ResNet-8, serial", is_serial=True),
 }
+for _name, _title in (("resnet20", "ResNet-20"), ("wrn16_2", "WRN-16-2")):
+    _model, _where = f"model.name={_name}", f"CIFAR-10 (10,000 images), {_title}"
+    CASES[f"{_name}-serial"] = Case("cifar10_10k", f"{_where}, serial", (_model,), is_serial=True)
+    for _k in (2, 3, 4):
+        _filter = ("filters={pool: 2, cast: fp16}",) if _k == 2 else (_INT8, _M4)
+        _how = "2x2 fp16" if _k == 2 else "int8 without pooling"
+        CASES[f"{_name}-k{_k}"] = Case(
+            "cifar10_10k", f"{_where}, K={_k}, {_how}", _stages(_k, _model, *_filter)
+        )
 
 # The lowest accuracy that a data set's panel shows.
-LOWEST = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.3}
+LOWEST = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.3, "cifar10_10k": 0.2}
 
 
 def train(name: str, seed: int, roots: dict[str, str]) -> list[dict[str, Any]]:
     """Train one case; return its metrics, one entry an epoch."""
-    file, overrides, _ = CASES[name]
-    settings = [f"seed={seed}", *(overrides or [])]
-    if file in roots:
-        settings.append(f"data.root={roots[file]}")
-    config = load_config(HERE / f"{file}.yaml", settings)
-    return train_serial(config, 1) if overrides is None else _train_parallel(config)
+    case = CASES[name]
+    settings = [f"seed={seed}", *case.overrides]
+    root = roots.get(case.file.partition("_")[0])
+    if root is not None:
+        settings.append(f"data.root={root}")
+    config = load_config(HERE / f"{case.file}.yaml", settings)
+    return train_serial(config, 1) if case.is_serial else _train_parallel(config)
 
 
 def _train_parallel(config: Config) -> list[dict[str, Any]]:
@@ -89,9 +110,9 @@ def write_table() -> None:
     """Write table.md and curves.png from the finished runs."""
     rows = ["| case | seeds | test accuracy, mean +- std | each | parallel passes |",
             "|---|---|---|---|---|"]  # fmt: skip
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    axes = dict(zip(LOWEST, figure.subplots(1, 3), strict=True))
-    for name, (file, overrides, label) in CASES.items():
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    axes = dict(zip(LOWEST, figure.subplots(2, 2).flat, strict=True))
+    for name, case in CASES.items():
         runs = [
             [json.loads(line) for line in path.read_text().splitlines()]
             for path in sorted(RESULTS.glob(f"{name}-seed*.jsonl"))
@@ -102,14 +123,16 @@ def write_table() -> None:
         spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
         share = runs[0][-1].get("parallel_fraction", 0.0)
         rows.append(
-            f"| {label} | {len(runs)} | **{statistics.mean(finals):.4f}**{spread} "
+            f"| {case.label} | {len(runs)} | **{statistics.mean(finals):.4f}**{spread} "
             f"| {' '.join(f'{a:.4f}' for a in finals)} | {share:.0%} |"
         )
-        axis = axes[file]
+        axis, (data, network, setting) = axes[case.file], case.label.split(", ", 2)
+        if case.file == "cifar10_10k":
+            setting = f"{network}, {setting}"
         curve = [statistics.mean(e) for e in zip(*([m["test_accuracy"] for m in r] for r in runs))]  # noqa: B905
-        style = "--" if overrides is None else "-"
-        axis.plot(range(1, len(curve) + 1), curve, style, marker="o", label=label.split(", ", 2)[2])
-        axis.set(title=label.split(",")[0], xlabel="epoch", ylabel="test accuracy")
+        style = "--" if case.is_serial else "-"
+        axis.plot(range(1, len(curve) + 1), curve, style, marker="o", label=setting)
+        axis.set(title=data, xlabel="epoch", ylabel="test accuracy")
     for file, axis in axes.items():
         axis.set_ylim(bottom=LOWEST[file])
         axis.legend(frameon=False)
