@@ -255,7 +255,7 @@ class StageActor:
 
     def load(self, folder: str) -> None:
         """Take over this stage's part of a checkpoint."""
-        manifest = read_manifest(Path(folder), self._stage.plan.factories)
+        manifest = read_manifest(Path(folder), plan=self._stage.plan)
         self._stage.load_state(load_tensors(manifest))
 
     def state(self) -> dict[str, Array]:

@@ -62,7 +62,7 @@ def load(split: str) -> tuple[Tensor, Tensor]:
 
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return cross entropy in which a tumour that is missed (class 0) weighs twice."""
-    return F.cross_entropy(logits, targets, weight=torch.tensor([2.0, 1.0]))
+    return F.cross_entropy(logits, targets, weight=logits.new_tensor([2.0, 1.0]))
 
 
 def main() -> None:

@@ -112,12 +112,15 @@ def prune(root: Path, keep: int | None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_manifest(folder: Path, factories: Factories = NO_FACTORIES) -> Manifest:
+def read_manifest(
+    folder: Path, factories: Factories = NO_FACTORIES, *, plan: Plan | None = None
+) -> Manifest:
     """Read and check a checkpoint's manifest.
 
     Args:
         folder: The checkpoint.
         factories: What the user brought to the run in Python, which no file holds.
+        plan: The run's, where it is known; None makes it from the manifest.
 
     Raises:
         CheckpointError: No manifest, one of another schema, or one that cannot be read.
@@ -140,10 +143,7 @@ def read_manifest(folder: Path, factories: Factories = NO_FACTORIES) -> Manifest
                 expected=SCHEMA_VERSION,
                 fix=f"use laminar {content.get('laminar_version')}, which wrote it",
             )
-        problem = content["problem"]
-        problem["image_shape"] = tuple(problem["image_shape"])
-        problem["class_names"] = tuple(problem.get("class_names", ()))
-        plan = make_plan(validate_config(content["config"]), Problem(**problem), factories)
+        plan = plan or _plan_of(content, factories)
         parts = tuple(SavedPart(**part) for part in content["parts"])
         data = {name: [float(v) for v in content["data"][name]] for name in ("mean", "std")}
         return Manifest(folder, int(content["epoch"]), plan, parts, data)
@@ -151,6 +151,13 @@ def read_manifest(folder: Path, factories: Factories = NO_FACTORIES) -> Manifest
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _plan_of(content: dict[str, Any], factories: Factories) -> Plan:
+    problem = content["problem"]
+    problem["image_shape"] = tuple(problem["image_shape"])
+    problem["class_names"] = tuple(problem.get("class_names", ()))
+    return make_plan(validate_config(content["config"]), Problem(**problem), factories)
 
 
 def load_tensors(manifest: Manifest, prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:

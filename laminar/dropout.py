@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from laminar.data.philox import sample_bits, ten_rounds
+from laminar.errors import ConfigError
 
 _STREAM = 1 << 16
 """First stream of the generator for masks; augmentation uses those below."""
@@ -37,12 +38,19 @@ class SampleDropout(nn.Module):
     `BlockSequence` says which layer this is and which samples come next. Use it in place of
     `torch.nn.Dropout`, whose masks depend on all of these.
 
+    Call a layer once in a forward: a second time it would give the same mask.
+
     Args:
         p: Probability of zeroing a value, 0 <= p < 1, rounded to a multiple of 2^-16.
+
+    Raises:
+        ConfigError: `p` is none.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if not 0 <= p < 1:
+            raise ConfigError("the p of SampleDropout must be >= 0 and < 1", got=p, fix="mend it")
         self.p = p
         self.stream: int | None = None
         self.samples: Samples | None = None
@@ -56,7 +64,7 @@ class SampleDropout(nn.Module):
         Raises:
             RuntimeError: In training, when nobody said which samples these are.
         """
-        threshold = round(self.p * 65536)
+        threshold = min(65535, round(self.p * 65536))
         if not self.training or threshold == 0:
             return x
         if self.samples is None or self.stream is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class Factories:
                 got=f"{found!r}"[:80],
                 fix='return {"stem": lambda: Stem(...), ..., "head": lambda: Head(...)}',
             )
-        return [BlockSpec(name, make) for name, make in found.items()]
+        return [BlockSpec(name, partial(_make, name, make)) for name, make in found.items()]
 
     def _check_types(self) -> None:
         for name, given in (("blocks", self.blocks), ("loss", self.loss)):
@@ -131,6 +132,17 @@ class Factories:
 
 
 NO_FACTORIES = Factories()
+
+
+def _make(name: str, make: MakeBlock) -> nn.Module:
+    try:
+        return make()
+    except Exception as error:
+        raise FactoryError(
+            f"the function that builds the block `{name}` must return it",
+            got=describe_error(error),
+            fix="mend it; it is called without arguments",
+        ) from error
 
 
 def describe_error(error: BaseException) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from laminar.blocks import Block, BlockSequence
 from laminar.dropout import Samples
@@ -14,6 +13,10 @@ from laminar.errors import FactoryError
 from laminar.factories import LossFunction, describe_error
 from laminar.problem import Problem
 
+_TORCHS_DROPOUT = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 _SAMPLES = Samples(0, 0, torch.arange(2))
 
 
@@ -76,7 +79,7 @@ def _check_modules(blocks: Sequence[Block]) -> None:
         if not isinstance(block.module, nn.Module):
             raise _unfit(block, "be a torch.nn.Module", type(block.module).__name__, "build one")
         for layer in block.module.modules():
-            if isinstance(layer, _DropoutNd) and layer.p:
+            if isinstance(layer, _TORCHS_DROPOUT) and layer.p:
                 raise _unfit(
                     block,
                     "not contain torch's dropout, whose masks depend on the cuts",

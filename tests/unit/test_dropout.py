@@ -7,6 +7,7 @@ import torch
 from laminar.blocks import Block, BlockSequence
 from laminar.data.philox import philox4x32, ten_rounds
 from laminar.dropout import SampleDropout, Samples
+from laminar.errors import ConfigError
 
 
 def layer(p=0.3, stream=7, **samples):
@@ -69,6 +70,14 @@ def test_evaluation_and_zero_leave_the_input_alone():
     x = torch.rand(2, 3)
     assert SampleDropout(0.5).eval()(x) is x
     assert SampleDropout(0.0)(x) is x
+
+
+def test_probabilities_at_the_ends():
+    out = layer(p=0.9999999)(torch.ones(64, 2000))
+    assert out.isfinite().all()
+    for p in (1.0, -0.1, float("nan")):
+        with pytest.raises(ConfigError, match="must be >= 0 and < 1"):
+            SampleDropout(p)
 
 
 def test_nobody_said_which_samples():

@@ -70,6 +70,7 @@ WRONG = {
     "no mapping": ({"blocks": lambda p: [nn.Linear(5, 3)]}, "must return the functions"),
     "no functions": ({"blocks": lambda p: {"stem": 3}}, "must return the functions"),
     "no blocks": ({"blocks": lambda p: {}}, "must return the functions"),
+    "a block fails": (with_block(raising), "builds the block `body.1` must return it"),
     "no module": (with_block(lambda: torch.relu), "`body.1` must be a torch.nn.Module"),
     "another shape": (with_block(lambda: nn.Linear(7, 7)), "`body.1` must map a batch"),
     "no batch": (with_block(lambda: Bad(lambda f, x: f(x).mean(0))), "`body.1` must map a batch"),
