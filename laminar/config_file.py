@@ -27,10 +27,19 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     Raises:
         ConfigError: Unreadable file, unknown key or value out of range.
     """
+    return validate_config(read_tree(path, overrides))
+
+
+def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file and apply overrides, as `load_config` does, without judging the result.
+
+    Raises:
+        ConfigError: The file cannot be read, or an override does not fit it.
+    """
     tree = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
         _apply(tree, override)
-    return validate_config(tree)
+    return tree
 
 
 def validate_config(tree: dict[str, Any]) -> Config:

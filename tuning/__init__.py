@@ -1,0 +1,1 @@
+"""Searches over layer-parallel runs, on Ray Tune and Optuna."""
