@@ -10,6 +10,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import (
@@ -37,6 +38,15 @@ _DAEMONS = {
     "task_events_report_interval_ms": 0,
     "event_stats": False,
 }
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Room for a run: a bundle for each stage, side by side in a placement group."""
+
+    group: PlacementGroup
+    first_bundle: int = 0
+    """Index of the bundle of stage 0."""
 
 
 @contextlib.contextmanager
@@ -136,10 +146,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _check_this_machine(resources: ResourceConfig, num_stages: int) -> None:
-    import torch
-
-    have = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-    _check(resources, num_stages, have, "this machine has")
+    _check(resources, num_stages, machine_resources(), "this machine has")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if resources.object_store_mb * 10**6 > memory:
         raise ResourceError(
@@ -163,12 +170,25 @@ def _check(resources: ResourceConfig, num_stages: int, have: dict[str, float], w
             )
 
 
+def machine_resources() -> dict[str, float]:
+    """Return the CPUs and GPUs that a cluster of our own on this machine would have."""
+    import torch
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def node_resources() -> list[dict[str, float]]:
+    """Return what each living node of the cluster has, busy or not."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
 def _totals() -> dict[str, float]:
     return ray.cluster_resources()  # type: ignore[no-untyped-call,no-any-return]
 
 
 @contextlib.contextmanager
-def reserve(config: Config, timeout_s: float = 60.0) -> Iterator[PlacementGroup]:
+def reserve(config: Config, timeout_s: float = 60.0) -> Iterator[Reservation]:
     """Reserve one bundle per stage within the block.
 
     Raises:
@@ -190,6 +210,6 @@ def reserve(config: Config, timeout_s: float = 60.0) -> Iterator[PlacementGroup]
                 expected=f"{num} times {bundle}",
                 fix="wait for other jobs to end, or lower num_stages",
             )
-        yield group
+        yield Reservation(group)
     finally:
         remove_placement_group(group)

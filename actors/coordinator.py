@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.cluster import Reservation
 from actors.epoch_record import epoch_metrics, phase_record
 from actors.mailbox import Aborted
 from actors.stage_actor import StageActor, StageProgress, StageReport
@@ -36,7 +36,7 @@ class Stages:
         self._stopped = threading.Event()
 
     @classmethod
-    def start(cls, plan: Plan, placement_group: PlacementGroup) -> Stages:
+    def start(cls, plan: Plan, room: Reservation) -> Stages:
         """Start one actor in each bundle."""
         resources = plan.config.resources
         return cls(
@@ -45,7 +45,7 @@ class Stages:
                     num_cpus=resources.cpus_per_stage,
                     num_gpus=resources.gpus_per_stage,
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        placement_group, placement_group_bundle_index=index
+                        room.group, placement_group_bundle_index=room.first_bundle + index
                     ),
                 ).remote()
                 for index in range(plan.config.num_stages)
@@ -155,6 +155,7 @@ class Coordinator:
         num_to_keep: Checkpoints to keep; None keeps all.
         checkpoint: Folder to resume from, None to start.
         first_epoch: Epochs already finished.
+        is_lockstep: Begin an epoch only after `go_on` has been called for the one before.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Coordinator:
         num_to_keep: int | None,
         checkpoint: str | None,
         first_epoch: int,
+        is_lockstep: bool = False,
     ) -> None:
         self._plan, self._run = plan, RunDirectory(Path(run_path))
         self._num_to_keep, self._checkpoint = num_to_keep, checkpoint
@@ -177,6 +179,7 @@ class Coordinator:
         self._finished: list[dict[str, Any]] = []
         self._trained: list[tuple[float, int]] = []
         self._stages = Stages(stages)
+        self._is_lockstep, self._permits = is_lockstep, threading.Semaphore(0)
 
     def setup(self) -> list[dict[str, Any]]:
         """Build the stages and load the checkpoint, if any; return what the stages say."""
@@ -194,6 +197,8 @@ class Coordinator:
             metrics, timeline = self._run_epoch(epoch)
             self._save(epoch + 1, metrics, timeline)
             self._finished.append(metrics)
+            if self._is_lockstep and epoch + 1 < self._plan.config.epochs:
+                self._permits.acquire()
         return metrics
 
     def _run_epoch(self, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -251,6 +256,12 @@ class Coordinator:
     def stop(self) -> None:
         """Leave the epoch under way; what the last checkpoint holds is kept."""
         self._stages.stop()
+        self._permits.release()
+
+    @ray.method(concurrency_group="control")
+    def go_on(self) -> None:
+        """Let one more epoch begin, in lockstep."""
+        self._permits.release()
 
     @ray.method(concurrency_group="control")
     def status(self, num_known: int) -> tuple[Progress, list[dict[str, Any]]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ray
 import torch
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.cluster import Reservation
 from actors.stage_actor import pick_device
 from laminar.allocator import keep_freed_memory
 from laminar.config import Config
@@ -15,7 +15,7 @@ from laminar.precision import use_tf32
 from laminar.profile import measure, needs_measuring
 
 
-def measured(plan: Plan, group: PlacementGroup) -> Plan:
+def measured(plan: Plan, room: Reservation) -> Plan:
     """Let the first stage's machine find what the configuration leaves to timing, if anything."""
     if not needs_measuring(plan.config):
         return plan
@@ -23,7 +23,9 @@ def measured(plan: Plan, group: PlacementGroup) -> Plan:
     task = ray.remote(_measure_here).options(
         num_cpus=resources.cpus_per_stage,
         num_gpus=resources.gpus_per_stage,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            room.group, placement_group_bundle_index=room.first_bundle
+        ),
     )
     return make_plan(ray.get(task.remote(plan)), plan.problem, plan.factories)
 

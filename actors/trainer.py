@@ -11,10 +11,9 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.cluster import ray_cluster, reserve
+from actors.cluster import Reservation, ray_cluster, reserve
 from actors.coordinator import Coordinator, Stages
 from actors.mailbox import Aborted
 from actors.measuring import device_type_here, measured
@@ -69,6 +68,9 @@ class LayerParallelTrainer:
             one that this process is already connected to.
         callback: Called with `laminar.progress` events a few times a second. Without one, notices
             go to the logger `laminar` as warnings.
+        room: Bundles that are reserved already; None reserves some.
+        is_lockstep: Begin an epoch only when `callback` has returned from the end of the one
+            before.
     """
 
     def __init__(
@@ -81,11 +83,14 @@ class LayerParallelTrainer:
         run_config: ray.train.RunConfig | None = None,
         address: str | None = None,
         callback: Callback | None = None,
+        room: Reservation | None = None,
+        is_lockstep: bool = False,
     ) -> None:
         self._run_config = run_config or ray.train.RunConfig()
         self._factories = Factories(blocks, datasets, loss)
         self._config = self._factories.mark(config)
         self._address, self._callback = address, callback
+        self._room, self._is_lockstep = room, is_lockstep
         storage = str(self._run_config.storage_path or "runs")
         if "://" in storage:
             raise ConfigError(
@@ -108,8 +113,12 @@ class LayerParallelTrainer:
         run_config: ray.train.RunConfig | None = None,
         address: str | None = None,
         callback: Callback | None = None,
+        room: Reservation | None = None,
+        is_lockstep: bool = False,
     ) -> LayerParallelTrainer:
         """Return a trainer that goes on from a run's newest checkpoint, in the same folder.
+
+        Args as the constructor's.
 
         Raises:
             ConfigError: The folder is no run.
@@ -126,6 +135,8 @@ class LayerParallelTrainer:
             run_config=run_config,
             address=address,
             callback=callback,
+            room=room,
+            is_lockstep=is_lockstep,
         )
         trainer._run, trainer._is_new = run, False
         return trainer
@@ -160,16 +171,19 @@ class LayerParallelTrainer:
         return newest.epoch >= plan.config.epochs
 
     def _train(self, plan: Plan) -> dict[str, Any]:
-        with ray_cluster(self._address, plan.config), reserve(plan.config) as group:
-            plan = measured(plan, group)
+        with ray_cluster(self._address, plan.config), self._reserved(plan) as room:
+            plan = measured(plan, room)
             if self._is_new:
                 self._run.create(plan.config)
             try:
-                return self._fit_with_retries(plan, group)
+                return self._fit_with_retries(plan, room)
             except UserError:
                 if self._is_new:
                     self._run.discard()
                 raise
+
+    def _reserved(self, plan: Plan) -> contextlib.AbstractContextManager[Reservation]:
+        return reserve(plan.config) if self._room is None else contextlib.nullcontext(self._room)
 
     def _check(self) -> Plan:
         """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
@@ -197,12 +211,12 @@ class LayerParallelTrainer:
             self._tell(Notice(message))
         return plan
 
-    def _fit_with_retries(self, plan: Plan, group: PlacementGroup) -> dict[str, Any]:
+    def _fit_with_retries(self, plan: Plan, room: Reservation) -> dict[str, Any]:
         failures = self._run_config.failure_config
         failures_left = failures.max_failures if failures else 0
         while True:
             try:
-                return self._fit_once(plan, group)
+                return self._fit_once(plan, room)
             except (UserError, RunStopped):
                 raise
             except Exception as error:
@@ -211,17 +225,17 @@ class LayerParallelTrainer:
                     raise TrainingError(message) from error
                 failures_left -= 1
 
-    def _fit_once(self, plan: Plan, group: PlacementGroup) -> dict[str, Any]:
+    def _fit_once(self, plan: Plan, room: Reservation) -> dict[str, Any]:
         """Go on from the newest checkpoint, if any, with fresh actors."""
         saved = list_checkpoints(self._run.checkpoints)
         first_epoch = read_manifest(saved[-1], plan.factories).epoch if saved else 0
         self._run.truncate_metrics(first_epoch)
         checkpoints = self._run_config.checkpoint_config
         # Started here, not by the coordinator: each spends seconds importing torch, all at once.
-        stages = Stages.start(plan, group)
+        stages = Stages.start(plan, room)
         coordinator = Coordinator.options(  # type: ignore[attr-defined]
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=0
+                room.group, placement_group_bundle_index=room.first_bundle
             )
         ).remote(
             plan,
@@ -230,6 +244,7 @@ class LayerParallelTrainer:
             num_to_keep=checkpoints.num_to_keep if checkpoints else None,
             checkpoint=str(saved[-1]) if saved else None,
             first_epoch=first_epoch,
+            is_lockstep=self._is_lockstep,
         )
         try:
             with _unwrapped():
@@ -254,6 +269,8 @@ class LayerParallelTrainer:
             progress, finished = ray.get(coordinator.status.remote(num_known - already_known))
             for metrics in finished:
                 self._tell(EpochEnd(metrics))
+                if self._is_lockstep:
+                    coordinator.go_on.remote()
             num_known += len(finished)
             self._tell(progress)
             if ready:

@@ -8,7 +8,7 @@ import typer
 
 from laminar import __version__
 from laminar.errors import UserError
-from service.commands import config, doctor, evaluate, export, predict, report, train
+from service.commands import config, doctor, evaluate, export, predict, report, train, tune
 
 app = typer.Typer(
     help="Layer-parallel training of deep residual networks on Ray.",
@@ -25,6 +25,7 @@ app.command()(report.report)
 app.command()(report.compare)
 app.command()(doctor.doctor)
 app.add_typer(config.app, name="config")
+app.add_typer(tune.app, name="tune")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 from laminar.config import Config
 from laminar.config.base import FrozenModel
 from laminar.config_file import read_tree
+from laminar.data import describe, with_absolute_paths
 from laminar.errors import ConfigError
-from tuning.space import Corner, Options, Params, Range, Space
+from laminar.plan import make_plan
+from tuning.space import Corner, Options, Params, Range, Space, at_params
 
 Metric = Literal[
     "test_accuracy", "test_loss", "train_accuracy", "train_loss", "cut_bytes", "seconds"
@@ -24,6 +27,7 @@ Mode = Literal["min", "max"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
+_MAX_PLANS = 30
 _PATHS = ("root", "cache_dir", "weights")
 
 # What a trial of PBT may change between two epochs: neither network nor batches nor optimiser.
@@ -192,6 +196,26 @@ def parse_search(tree: dict[str, Any]) -> Search:
     search = Search(settings, space, tuple(space.corners()), tree)
     _check_epochs(search)
     return search
+
+
+def check_plans(search: Search) -> None:
+    """Make the plans of the corners, up to thirty different ones: cuts, filters, phases, data.
+
+    Raises:
+        UserError: One cannot run.
+    """
+    seen: set[str] = set()
+    for corner in search.corners:
+        config = with_absolute_paths(corner.config)
+        parts = config.model_dump(exclude={"optimizer", "schedule", "loss", "ema", "correction"})
+        key = json.dumps(parts, sort_keys=True, default=str)
+        if key in seen or len(seen) >= _MAX_PLANS:
+            continue
+        seen.add(key)
+        try:
+            make_plan(config, describe(config.data))
+        except ConfigError as error:
+            raise at_params(error, corner.params) from None
 
 
 def _with_absolute_paths(node: Any, is_path: bool = False) -> Any:

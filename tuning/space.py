@@ -8,7 +8,13 @@
         - {pool: 2, cast: {choice: [fp16, int8]}}
 
 A parameter goes by its dotted path, `optimizer.lr`. What lies inside an option exists only where
-that option is taken, and its name says so: `filters[1].cast`.
+that option is taken, and its name says so: `filters[1].cast`. For values that go together without
+being of one section there is the key `together`, whose content is merged into the configuration:
+
+    together:
+      choice:
+        - {num_stages: 2, cuts: [4]}
+        - {num_stages: 3, cuts: [3, 6]}
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from laminar.errors import ConfigError
 
 RANGES = ("uniform", "loguniform", "quniform", "randint")
 OPTIONS = ("choice", "grid")
+TOGETHER = "together"
 
 Value = bool | int | float | str | None
 Params = dict[str, Value]
@@ -109,6 +116,7 @@ class Space:
                 range or a label of the options.
         """
         tree: dict[str, Any] = _walk(self._tree, "", visit)
+        _merge(tree, tree.pop(TOGETHER, {}), TOGETHER)
         return tree
 
     def config(self, params: Mapping[str, Value]) -> Config:
@@ -230,6 +238,27 @@ def _walk(node: Any, name: str, visit: Visit) -> Any:
     if isinstance(node, list):
         return [_walk(child, _join(name, i), visit) for i, child in enumerate(node)]
     return node
+
+
+def _merge(tree: dict[str, Any], more: Any, name: str) -> None:
+    """Put the values of a second tree into the first, where neither may hide the other's."""
+    if not isinstance(more, dict):
+        raise ConfigError(
+            f"`{name}` must be a mapping, or a choice of mappings",
+            got=more,
+            fix="write, say, {num_stages: 2, cuts: [4]}",
+        )
+    for key, value in more.items():
+        if isinstance(tree.get(key), dict):
+            _merge(tree[key], value, _join(name, key))
+        elif key in tree:
+            raise ConfigError(
+                f"`{_join(name, key)}` must not be set elsewhere, too",
+                got=f"{tree[key]} and {value}",
+                fix="keep one of them",
+            )
+        else:
+            tree[key] = value
 
 
 def _all(node: Any, name: str) -> Iterator[tuple[str, Distribution]]:

@@ -217,6 +217,18 @@ def own_run(folder: Path) -> None:
     write_run(folder / "run", own_plan())
 
 
+def a_search(folder: Path) -> None:
+    """A search over the tiny run."""
+    tree = (folder / "tiny.yaml").read_text()
+    (folder / "search.yaml").write_text(f"{tree}search: {{num_trials: 2}}\n")
+
+
+def search(name: str, settings: str, *words: str) -> Row:
+    """A search with settings on top."""
+    options = " ".join(f"--set {shlex.quote(s)}" for s in settings.split(";"))
+    return Row(name, f"tune search.yaml {options}", words, a_search)
+
+
 FOLDER = "data={name: image_folder, root: data, image_size: 8}"
 MNIST = "data={name: mnist, root: data}"
 
@@ -335,6 +347,19 @@ ROWS = [
     Row("wrong split", "evaluate nowhere --split valid", ("--split must be test or train",)),
     Row("no folder for the matrix", "evaluate nowhere --confusion-matrix no/m.json",
         ("--confusion-matrix must be a file in a folder that exists", "no/m.json")),
+    # searches
+    search("nothing to search", "epochs=3", "a search must vary at least one value"),
+    search("bounds of a search", "optimizer.lr={uniform: [0, 1]}", "`optimizer.lr`",
+           "greater than 0", "at optimizer.lr=0.0"),
+    search("option of a search", "filters={choice: [{pool: 3}]}", "`filters.pool`", "got 3"),
+    search("plan of a search", "num_stages={choice: [2, 9]}", "number of blocks",
+           "at num_stages=9"),
+    search("setting of a search", "seed={choice: [1, 2]};search.trials=2", "`search.trials`",
+           "did you mean"),
+    search("trial too large", "seed={choice: [1, 2]};search.seeds=1000",
+           "num_stages times search.seeds", "this machine has room for"),
+    Row("resume no search", "tune resume nowhere", ("must contain search.yaml",)),
+    Row("report no search", "tune report nowhere", ("must contain search.yaml",)),
     # checkpoints
     Row("no checkpoint", "resume run", ("must hold a checkpoint",), without_checkpoint),
     Row("no such checkpoint", "evaluate run --checkpoint epoch_0009",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from laminar.config import FilterConfig
 from laminar.errors import ConfigError
 from tests.tiny import tiny_config
-from tuning.config import parse_search
+from tuning.config import check_plans, load_search, parse_search
 from tuning.space import Options, Range, Space
 
 FILTERS = {"choice": [{"pool": 1}, {"pool": 2, "cast": {"choice": ["fp16", "int8"]}}]}
@@ -57,6 +57,17 @@ def test_what_lies_inside_an_option_exists_only_there():
         FilterConfig(pool=2, cast="fp16"),
         FilterConfig(pool=2, cast="int8"),
     ]
+
+
+def test_values_that_go_together_are_merged_into_the_configuration():
+    pairs = [{"num_stages": 2, "cuts": [2]}, {"num_stages": 3, "parallel": {"shrink": 0.5}}]
+    space = Space({"together": {"choice": pairs}, "parallel": {"hop_delay": 2}})
+    found = [corner.config for corner in space.corners()]
+    assert [(c.num_stages, c.cuts, c.parallel.shrink) for c in found] == [
+        (2, (2,), 1.0),
+        (3, None, 0.5),
+    ]
+    assert {c.parallel.hop_delay for c in found} == {2}
 
 
 def test_lists_are_addressed_by_number():
@@ -146,6 +157,9 @@ WRONG = [
     ("bad combination", search(None, batch_size={"choice": [8, 12]},
                                parallel={"micro_batches": {"choice": [2, 8]}}),
      "12 and 8", "at batch_size=12, parallel.micro_batches=8"),
+    ("set twice", search(None, seed=1, together={"choice": [{"seed": 2}]}),
+     "`together.seed` must not be set elsewhere"),
+    ("together with nothing", search(None, together={"choice": [1]}), "must be a mapping"),
     ("unknown setting", search({"metrics": "test_loss"}, **LR), "did you mean `metric`?"),
     ("unknown metric", search({"metric": "accuracy"}, **LR), "`search.metric"),
     ("metric twice", search({"metric": ["test_loss", "test_loss"]}, **LR), "each once"),
@@ -180,3 +194,12 @@ def test_options_of_every_kind_are_labels():
     (options,) = space.distributions().values()
     assert isinstance(options, Options)
     assert options.labels == (None, 1, "a", "[1, 2]", "{b: 1}")
+
+
+def test_the_presets_are_searches(repository):
+    found = sorted((repository / "examples" / "tuning").glob("*.yaml"))
+    assert len(found) >= 4
+    for path in found:
+        search = load_search(path)
+        assert search.num_trials >= 8
+        check_plans(search)
