@@ -40,7 +40,7 @@ class Bookkeeper(tune.Callback):
     ) -> None:
         self.scheduler = scheduler
         self._ledger, self._listener = ledger, listener
-        self._told_at = 0.0
+        self._told_at, self._is_first_step = 0.0, True
         self._saved: tuple[float, ...] = ()
 
     def tell(self) -> None:
@@ -56,6 +56,15 @@ class Bookkeeper(tune.Callback):
         if isinstance(self.scheduler, ASHAScheduler) and path is not None and path.is_file():
             self.scheduler.restore(str(path))
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Let trials whose checkpoint a kill has left dangling go on from their own folders."""
+        if not self._is_first_step:
+            return
+        self._is_first_step = False
+        for trial in trials:
+            if trial.checkpoint is not None and not Path(trial.checkpoint.path).is_dir():
+                trial.run_metadata.checkpoint_manager._latest_checkpoint_result = None
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note it."""
         self._ledger.note(trial.trial_id, trial.config, "running")
@@ -66,7 +75,7 @@ class Bookkeeper(tune.Callback):
         """Note the epoch."""
         kept = {name: value for name, value in result.items() if name in _REPORTED}
         kept["done"] = result["epoch"] >= result["num_epochs"]
-        self._ledger.report(trial.trial_id, trial.config, kept)
+        self._ledger.report(trial.trial_id, result["params"], kept)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note whether it came to its end or was stopped."""

@@ -122,9 +122,10 @@ class Ledger:
             return
         name = line["trial"]
         new = Trial(name, len(self.trials), line["params"], "running")
-        trial = replace(self.trials.get(name, new), params=line["params"])
+        trial = self.trials.get(name, new)
         if line["event"] == "report":
             metrics = line["metrics"]
+            trial = replace(trial, params=line["params"])
             earlier = [m for m in trial.epochs if m["epoch"] < metrics["epoch"]]
             if all(m["epoch"] != metrics["epoch"] for m in trial.epochs):
                 self.cut_bytes += metrics["epoch_cut_bytes"]

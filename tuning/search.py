@@ -157,7 +157,8 @@ def _run(
             stop=Budget(ledger, settings.time_budget_s, settings.max_cut_bytes),
             max_failures=settings.max_failures,
             max_concurrent_trials=settings.max_concurrent,
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if is_pbt else 2),
+            # With 1 Tune saves its state at every report; PBT may still need an older checkpoint.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if is_pbt else 1),
             callbacks=[keeper, TBXLoggerCallback()],  # type: ignore[no-untyped-call]
             trial_dirname_creator=_folder_name,
             resume_config=resume,

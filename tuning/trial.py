@@ -97,6 +97,7 @@ def run_trial(params: Params, tree: dict[str, Any], search_folder: str) -> None:
             folders = [run_folder(home, plan.config) for plan in plans]
             metrics = summarise([_up_to(RunDirectory(f), reported.epoch) for f in folders])
             metrics |= {"num_epochs": plans[0].config.epochs, "cloned_from": state.cloned_from}
+            metrics["params"] = dict(params)  # Tune's own are those of the next epoch, with PBT
             metrics["done"] = reported.epoch >= plans[0].config.epochs
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(str(home)))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 class Blocked:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "actors", "service"):
+        if name.partition(".")[0] in ("ray", "actors", "service", "tuning"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
 
