@@ -161,8 +161,10 @@ def _table(search: Search, trials: Sequence[Trial], best: Sequence[Trial]) -> st
 
 def number(value: object) -> str:
     """Return a value as a short text: four digits, thousands and millions apart."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "null" if value is None else str(value).lower() if value is True else str(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if not isinstance(value, int | float):
+        return str(value)
     if abs(value) >= 1e5 and math.isfinite(value):
         return f"{value:,.0f}"
     return f"{value:.4g}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.logger import TBXLoggerCallback
 
 from actors.cluster import machine_resources, node_resources, ray_cluster
@@ -74,6 +75,7 @@ def run_search(
 
     Raises:
         UserError: Something given does not fit, or the cluster has no room for one trial.
+        RuntimeError: Tune itself failed; the search can be resumed.
     """
     if "://" in str(storage_path):
         raise ConfigError(
@@ -143,7 +145,7 @@ def _run(
         keeper.restore_scheduler()
     is_pbt = isinstance(settings.scheduler, PbtConfig)
     is_single = len(settings.metrics) == 1
-    with _quiet():
+    with _quiet(), _one_line():
         tune.run(
             _trainable(search, folder),
             name=folder.name,
@@ -308,6 +310,16 @@ def _restore_snapshot(folder: Path) -> bool:
     for path in saved.iterdir():
         shutil.copy2(path, folder / path.name)
     return True
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn an error of Tune's own loop into one that the command line prints as a line."""
+    try:
+        yield
+    except TuneError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RuntimeError(f"the search failed: {lines[-1] if lines else error!r}") from error
 
 
 # -- silence ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -47,6 +47,8 @@ class State:
 
     trial_id: str
     epoch: int
+    params: Params
+    """Of the runs."""
     cloned_from: str | None = None
     """The trial that PBT last copied, if any."""
 
@@ -81,7 +83,8 @@ def run_trial(params: Params, tree: dict[str, Any], search_folder: str) -> None:
     trial_id = tune.get_context().get_trial_id()
     home = Path(search_folder) / trial_id / "runs"
     checkpoint = tune.get_checkpoint()
-    state = prepare(home, plans, trial_id, Path(checkpoint.path) if checkpoint else None)
+    saved = Path(checkpoint.path) if checkpoint else None
+    state = prepare(home, plans, State(trial_id, 0, dict(params)), saved)
     group = ray.util.get_current_placement_group()
     assert group is not None, "Tune runs a trial in its placement group"
     lanes = Lanes(
@@ -92,7 +95,7 @@ def run_trial(params: Params, tree: dict[str, Any], search_folder: str) -> None:
     )
     with lanes:
         for epoch in lanes:
-            reported = State(trial_id, epoch[0]["epoch"], state.cloned_from)
+            reported = replace(state, epoch=epoch[0]["epoch"])
             reported.write(home)
             folders = [run_folder(home, plan.config) for plan in plans]
             metrics = summarise([_up_to(RunDirectory(f), reported.epoch) for f in folders])
@@ -153,39 +156,35 @@ def _cut_bytes(line: dict[str, Any]) -> int:
 # -- where a trial begins ------------------------------------------------------------------------
 
 
-def prepare(home: Path, plans: Sequence[Plan], trial_id: str, saved: Path | None) -> State:
+def prepare(home: Path, plans: Sequence[Plan], new: State, saved: Path | None) -> State:
     """Make the folder of a trial's runs what they shall go on from.
 
     Args:
         home: The folder; it may hold runs, of any of the trial's lives.
         plans: One for each seed.
-        trial_id: Of this trial.
+        new: The trial and its parameters, nothing trained.
         saved: The checkpoint that Tune gives, a copy of such a folder; None at the start, or when
             the search was killed before Tune took note of one.
 
     Returns:
         Where Tune believes the trial to be; the runs in `home` may be ahead.
     """
+    there = State.read(home)
+    is_ours = there is not None and there.params == new.params
+    state = new
     known = State.read(saved) if saved is not None else None
-    is_own = known is None or known.trial_id == trial_id
-    if saved is not None and known is not None and not (is_own and _fits(home, plans)):
-        _replace(home, saved)
-        for plan in plans:
-            adopt(RunDirectory(run_folder(home, plan.config)), plan)
-    elif known is None and not _fits(home, plans):
+    if saved is not None and known is not None:
+        is_clone = known.trial_id != new.trial_id
+        origin = known.trial_id if is_clone else known.cloned_from
+        state = replace(new, epoch=known.epoch, cloned_from=origin)
+        if is_clone or not is_ours:
+            _replace(home, saved)
+            for plan in plans:
+                adopt(RunDirectory(run_folder(home, plan.config)), plan)
+    elif not is_ours:
         shutil.rmtree(home, ignore_errors=True)
-    if known is None:
-        known = State(trial_id, 0)
-    origin = known.cloned_from if is_own else known.trial_id
-    state = State(trial_id, known.epoch, origin)
     state.write(home)
     return state
-
-
-def _fits(home: Path, plans: Sequence[Plan]) -> bool:
-    """Whether the folder holds runs of exactly these configurations."""
-    runs = [(RunDirectory(run_folder(home, plan.config)), plan.config) for plan in plans]
-    return all(run.config_file.is_file() and run.open_config() == c for run, c in runs)
 
 
 def _replace(home: Path, saved: Path) -> None:
@@ -200,13 +199,15 @@ def _replace(home: Path, saved: Path) -> None:
 def adopt(run: RunDirectory, plan: Plan) -> None:
     """Let a run go on with another configuration of the same network.
 
-    Weights, averages and the optimiser's state stay; the checkpoints' manifests name the new
-    configuration from then on.
+    Weights, averages and the optimiser's state stay, and what was found by timing; the checkpoints'
+    manifests name the new configuration from then on.
     """
+    changes = {"precision": run.open_config().precision}
+    new = make_plan(plan.config.model_copy(update=changes), plan.problem)
     for folder in list_checkpoints(run.checkpoints):
         manifest = read_manifest(folder)
-        publish(folder, epoch=manifest.epoch, plan=plan, parts=manifest.parts, data=manifest.data)
-    run.config_file.write_text(dump_config(plan.config))
+        publish(folder, epoch=manifest.epoch, plan=new, parts=manifest.parts, data=manifest.data)
+    run.config_file.write_text(dump_config(new.config))
 
 
 # -- runs side by side -----------------------------------------------------------------------------

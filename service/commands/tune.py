@@ -26,11 +26,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 class _RunByDefault(TyperGroup):
     """A group in which what is no command is the argument of `run`."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put `run` before a search file."""
-        if args and args[0] not in self.commands:
+        if args and args[0] not in (*self.commands, "--help"):
             args = ["run", *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

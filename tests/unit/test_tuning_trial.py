@@ -51,13 +51,16 @@ def test_a_loss_that_is_no_number_is_the_worst():
 # -- where a trial begins --------------------------------------------------------------------------
 
 
+PARAMS = {"optimizer.lr": 0.1}
+
+
 def home_of(folder: Path, plan: Plan, trial_id: str) -> Path:
     """The folder of a trial that has trained its two epochs, and told of both."""
     home = folder / trial_id / "runs"
     write_run(run_folder(home, plan.config), plan)
     run = RunDirectory(run_folder(home, plan.config))
     run.metrics_file.write_text("".join(json.dumps(line(epoch)) + "\n" for epoch in (1, 2)))
-    State(trial_id, 2).write(home)
+    State(trial_id, 2, PARAMS).write(home)
     return home
 
 
@@ -72,8 +75,8 @@ def weights(home: Path, plan: Plan) -> dict[str, Any]:
 
 def test_a_new_trial_begins_with_nothing(tmp_path: Path):
     home = tmp_path / "a" / "runs"
-    assert prepare(home, [tiny_plan()], "a", None) == State("a", 0)
-    assert State.read(home) == State("a", 0)
+    new = State("a", 0, PARAMS)
+    assert prepare(home, [tiny_plan()], new, None) == new == State.read(home)
 
 
 def test_a_trial_goes_on_from_its_own_folder_even_if_tune_knows_less(tmp_path: Path):
@@ -81,11 +84,12 @@ def test_a_trial_goes_on_from_its_own_folder_even_if_tune_knows_less(tmp_path: P
     home = home_of(tmp_path, plan, "a")
     before = weights(home, plan)
     saved = checkpoint_of(home)
-    State("a", 1).write(saved)
+    new, known = State("a", 0, PARAMS), State("a", 1, PARAMS)
+    known.write(saved)
     shutil.rmtree(run_folder(saved, plan.config) / "checkpoints")
-    assert prepare(home, [plan], "a", saved) == State("a", 1)
+    assert prepare(home, [plan], new, saved) == known
     assert differing(weights(home, plan), before) == []
-    assert prepare(home, [plan], "a", None) == State("a", 0)
+    assert prepare(home, [plan], new, None) == new
     assert differing(weights(home, plan), before) == []
 
 
@@ -94,7 +98,7 @@ def test_a_lost_folder_comes_back_from_the_checkpoint(tmp_path: Path):
     home = home_of(tmp_path, plan, "a")
     before, saved = weights(home, plan), checkpoint_of(home)
     shutil.rmtree(home)
-    assert prepare(home, [plan], "a", saved) == State("a", 2)
+    assert prepare(home, [plan], State("a", 0, PARAMS), saved) == State("a", 2, PARAMS)
     assert differing(weights(home, plan), before) == []
 
 
@@ -103,14 +107,15 @@ def test_a_clone_takes_weights_and_epochs_of_the_other_and_keeps_its_own_values(
     other = home_of(tmp_path, good, "good")
     home = home_of(tmp_path, tiny_plan(3, optimizer={"lr": 1e-9}), "bad")
     assert differing(weights(home, own), weights(other, good)) != []
-    state = prepare(home, [own], "bad", checkpoint_of(other))
-    assert state == State("bad", 2, cloned_from="good")
+    new = State("bad", 0, {"optimizer.lr": 0.01})
+    state = prepare(home, [own], new, checkpoint_of(other))
+    assert state == State("bad", 2, new.params, cloned_from="good")
     assert differing(weights(home, own), weights(other, good)) == []
     run = RunDirectory(run_folder(home, own.config))
     (saved,) = list_checkpoints(run.checkpoints)
     assert run.open_config() == read_manifest(saved).plan.config == own.config
     # A failure later: what it goes on from is its own again, and where it came from stays known.
-    assert prepare(home, [own], "bad", checkpoint_of(home)) == state
+    assert prepare(home, [own], new, checkpoint_of(home)) == state
 
 
 # -- side by side ----------------------------------------------------------------------------------
