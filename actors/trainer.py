@@ -35,6 +35,7 @@ from laminar.run_directory import RunDirectory
 from laminar.weights import notices as notices_of
 
 _POLL_S = 0.25
+_LOCKSTEP_POLL_S = 0.05  # the coordinator waits for it
 _GOODBYE_S = 15.0
 
 
@@ -263,9 +264,10 @@ class LayerParallelTrainer:
         if num_known >= plan.config.epochs:
             return self._run.read_metrics()[-1]
         result = coordinator.run.remote()
+        poll_s = _LOCKSTEP_POLL_S if self._is_lockstep else _POLL_S
         already_known = num_known
         while True:
-            ready, _ = ray.wait([result], timeout=_POLL_S)
+            ready, _ = ray.wait([result], timeout=poll_s)
             progress, finished = ray.get(coordinator.status.remote(num_known - already_known))
             for metrics in finished:
                 self._tell(EpochEnd(metrics))

@@ -105,7 +105,7 @@ class Bookkeeper(tune.Callback):
 
     def _snapshot(self, staging: Path) -> None:
         """Copy Tune's state from where it has just been written, by this very thread."""
-        files = sorted([*staging.glob("experiment_state-*.json"), *staging.glob("*.pkl")])
+        files = sorted([*staging.glob("*.json"), *staging.glob("*.pkl")])
         written = tuple(path.stat().st_mtime for path in files)
         if not files or written == self._saved:
             return

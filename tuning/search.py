@@ -23,7 +23,7 @@ from actors.cluster import machine_resources, node_resources, ray_cluster
 from laminar.config import Config
 from laminar.config_file import dump_config
 from laminar.data import with_absolute_paths
-from laminar.errors import ConfigError, ResourceError
+from laminar.errors import ConfigError
 from laminar.run_directory import RunDirectory
 from tuning.algorithms import make_scheduler, make_searcher, population
 from tuning.callback import Bookkeeper, newest_snapshot
@@ -37,8 +37,7 @@ from tuning.ledger import (
     best_trials,
     open_search,
 )
-from tuning.space import Params
-from tuning.trial import run_trial
+from tuning.room import check_room, is_one_size, make_trainable
 
 Listener = Callable[[Ledger], None]
 
@@ -88,9 +87,9 @@ def run_search(
     RunDirectory(folder).check_is_free()
     if address is None:
         check_plans(search)
-        _check_room(search, [machine_resources()], "this machine")
+        check_room(search, [machine_resources()], "this machine")
     with ray_cluster(address, _config_for_start(search)):
-        _check_room(search, node_resources(), "the cluster")
+        check_room(search, node_resources(), "the cluster")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SEARCH_FILE).write_text(search.dump())
         return _run(search, folder, listener, resume=None)
@@ -120,9 +119,9 @@ def resume_search(
     if _is_done(search, ledger) and not retry_failed:
         return _result(search, ledger)
     if address is None:
-        _check_room(search, [machine_resources()], "this machine")
+        check_room(search, [machine_resources()], "this machine")
     with ray_cluster(address, _config_for_start(search)):
-        _check_room(search, node_resources(), "the cluster")
+        check_room(search, node_resources(), "the cluster")
         resume = None
         if _restore_snapshot(ledger.folder):
             kinds: Any = tune.ResumeConfig.ResumeType
@@ -147,7 +146,7 @@ def _run(
     is_single = len(settings.metrics) == 1
     with _quiet(), _one_line():
         tune.run(
-            _trainable(search, folder),
+            make_trainable(search, folder),
             name=folder.name,
             storage_path=str(folder.parent),
             metric=settings.metrics[0] if is_single else None,
@@ -165,7 +164,7 @@ def _run(
             trial_dirname_creator=_folder_name,
             resume_config=resume,
             # Spares every trial but the first the import of torch.
-            reuse_actors=_is_one_size(search),
+            reuse_actors=is_one_size(search),
             raise_on_failed_trial=False,
             verbose=0,
         )
@@ -197,40 +196,6 @@ def best_config(search: Search, trial: Trial) -> str:
     config = with_absolute_paths(search.configs(trial.params)[0])
     found = ", ".join(f"{m} {trial.last[m]:.6g}" for m in search.settings.metrics)
     return f"# Trial {trial.number}: {found}\n{dump_config(config)}"
-
-
-def _trainable(search: Search, folder: Path) -> Callable[[Params], None]:
-    tree, path = search.tree, str(folder)
-
-    def trial(config: Params) -> None:
-        run_trial(config, tree, path)
-
-    made: Callable[[Params], None] = tune.with_resources(trial, lambda p: _bundles(search, p))
-    return made
-
-
-def _bundles(search: Search, params: Params) -> tune.PlacementGroupFactory:
-    """Return a trial's bundles: none for itself, which only waits, and one for each stage.
-
-    With parameters that do not go together the trial gets some, to fail in.
-    """
-    try:
-        config = search.space.config(params)
-    except ConfigError:
-        config = search.corners[0].config
-    stages = [_bundle(config)] * config.num_stages * search.settings.seeds
-    return tune.PlacementGroupFactory([{}, *stages])
-
-
-def _is_one_size(search: Search) -> bool:
-    """Whether all trials want the same bundles."""
-    sizes = {(c.config.num_stages, *sorted(_bundle(c.config).items())) for c in search.corners}
-    return len(sizes) == 1
-
-
-def _bundle(config: Config) -> dict[str, float]:
-    bundle = {"CPU": config.resources.cpus_per_stage, "GPU": config.resources.gpus_per_stage}
-    return {kind: amount for kind, amount in bundle.items() if amount}
 
 
 def _searcher(search: Search) -> Any:
@@ -270,28 +235,6 @@ class Budget(tune.Stopper):
         return self._cut_bytes is not None and self._ledger.cut_bytes >= self._cut_bytes
 
 
-# -- checks ---------------------------------------------------------------------------------------
-
-
-def _check_room(search: Search, nodes: list[dict[str, float]], where: str) -> None:
-    """Refuse a search of which some trial would wait for its bundles for ever."""
-    for corner in search.corners:
-        bundle = _bundle(corner.config)
-        num = corner.config.num_stages * search.settings.seeds
-        fits = sum(
-            int(min(node.get(kind, 0.0) / amount + 1e-9 for kind, amount in bundle.items()))
-            for node in nodes
-        )
-        if fits < num:
-            raise ResourceError(
-                "a trial must get all its stages at once, num_stages times search.seeds",
-                got=f"{where} has room for {fits} of {bundle}",
-                expected=f"{num}, for num_stages {corner.config.num_stages} and "
-                f"{search.settings.seeds} seeds",
-                fix="lower num_stages, search.seeds or resources.cpus_per_stage and gpus_per_stage",
-            )
-
-
 def _config_for_start(search: Search) -> Config:
     """Return the configuration with the largest object store, for a cluster of our own."""
     return max(
@@ -304,7 +247,7 @@ def _restore_snapshot(folder: Path) -> bool:
     saved = newest_snapshot(folder)
     if saved is None:
         return False
-    for pattern in ("experiment_state-*.json", "*.pkl"):
+    for pattern in ("*.json", "*.pkl"):
         for path in folder.glob(pattern):
             path.unlink()
     for path in saved.iterdir():

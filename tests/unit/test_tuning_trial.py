@@ -23,7 +23,8 @@ from tests.unit.test_tuning_space import FILTERS, search
 from tuning.algorithms import Explore, Suggest, make_sampler, make_scheduler, make_searcher
 from tuning.config import parse_search
 from tuning.ledger import Ledger
-from tuning.search import Budget, _bundles, _check_room
+from tuning.room import bundles, check_room, is_one_size
+from tuning.search import Budget
 from tuning.trial import Lanes, State, prepare, run_folder, summarise
 
 
@@ -214,22 +215,23 @@ def test_budgets_count_what_earlier_sessions_spent(tmp_path: Path):
 def test_a_trial_has_a_bundle_for_each_stage_of_each_seed():
     changes = {"seeds": 2}, {"num_stages": {"choice": [2, 3]}}
     found = parse_search(search(changes[0], **changes[1]))
-    factory = _bundles(found, {"num_stages": 3})
+    factory = bundles(found, {"num_stages": 3})
     assert factory.bundles == [{"CPU": 0.25}] * 6
     assert factory.head_bundle_is_empty
+    assert not is_one_size(found)
 
 
 @pytest.mark.parametrize(
     ("nodes", "fits"),
     [([{"CPU": 1.5}], True), ([{"CPU": 1.25}], False), ([{"CPU": 0.9}, {"CPU": 0.6}], False)],
 )
-def test_room_is_counted_in_whole_bundles(nodes: list[dict[str, float]], fits: bool):
+def test_room_is_counted_in_wholebundles(nodes: list[dict[str, float]], fits: bool):
     found = parse_search(search({"seeds": 2}, num_stages={"choice": [2, 3]}))
     if fits:
-        _check_room(found, nodes, "here")
+        check_room(found, nodes, "here")
     else:
         with pytest.raises(ResourceError, match=r"room for \d of .* expected 6, for num_stages 3"):
-            _check_room(found, nodes, "here")
+            check_room(found, nodes, "here")
 
 
 def test_configs_of_seeds_differ_in_the_seed_only():
