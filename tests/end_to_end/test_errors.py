@@ -351,7 +351,7 @@ ROWS = [
     search("nothing to search", "epochs=3", "a search must vary at least one value"),
     search("bounds of a search", "optimizer.lr={uniform: [0, 1]}", "`optimizer.lr`",
            "greater than 0", "at optimizer.lr=0.0"),
-    search("option of a search", "filters={choice: [{pool: 3}]}", "`filters.pool`", "got 3"),
+    search("option of a search", "filters={choice: [{pool: 9}]}", "`filters.pool`", "got 9"),
     search("plan of a search", "num_stages={choice: [2, 9]}", "number of blocks",
            "at num_stages=9"),
     search("setting of a search", "seed={choice: [1, 2]};search.trials=2", "`search.trials`",

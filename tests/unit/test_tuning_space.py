@@ -153,7 +153,7 @@ WRONG = [
     ("unknown key", search(None, optimiser={"lr": {"uniform": [1, 2]}}), "did you mean"),
     ("bad bound", search(None, optimizer={"lr": {"uniform": [0, 1]}}),
      "`optimizer.lr` must be greater than 0", "at optimizer.lr=0.0"),
-    ("bad option", search(None, filters={"choice": [{"pool": 1}, {"pool": 3}]}), "`filters.pool`"),
+    ("bad option", search(None, filters={"choice": [{"pool": 1}, {"pool": 9}]}), "`filters.pool`"),
     ("bad combination", search(None, batch_size={"choice": [8, 12]},
                                parallel={"micro_batches": {"choice": [2, 8]}}),
      "12 and 8", "at batch_size=12, parallel.micro_batches=8"),
