@@ -9,8 +9,9 @@ ARGS ?=
 train: install
 	$(BIN)/laminar train $(ARGS)
 
+# Tests that wait for Ray's processes to start leave room for the others beside them.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

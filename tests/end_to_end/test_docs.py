@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,12 +69,20 @@ def test_the_commands_of_the_readme_run(readme: str, tmp_path: Path):
     assert (tmp_path / "runs/first/plot.png").is_file()
 
 
-@pytest.mark.timeout(200)
-def test_the_python_of_the_readme_runs(readme: str, tmp_path: Path):
+def test_the_python_of_the_readme_runs(
+    readme: str,
+    tmp_path: Path,
+    ray_session: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """In the Ray that this process has, which a trainer uses as it is."""
     (program,) = blocks(readme, "python")
     assert len([line for line in program.splitlines() if line.strip()]) <= 10
     (tmp_path / "program.py").write_text(program)
-    accuracy, checkpoint = run([sys.executable, "program.py"], tmp_path).split()
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("program.py")
+    accuracy, checkpoint = capsys.readouterr().out.split()
     assert 0 < float(accuracy) <= 1
     assert (Path(checkpoint) / "manifest.json").is_file()
 
