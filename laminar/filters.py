@@ -183,7 +183,9 @@ def pack(z: Tensor, cast: Cast) -> Message:
     if cast == "fp16":
         return (z.clamp(-_FP16_MAX, _FP16_MAX).to(torch.float16).contiguous(),)
     if cast == "bf16":
-        return (z.to(torch.bfloat16).contiguous().view(torch.int16),)
+        rounded = z.to(torch.bfloat16).contiguous()
+        # numpy has no bf16, so that it travels as int16; exported graphs know bf16 but no views.
+        return (rounded if torch.compiler.is_exporting() else rounded.view(torch.int16),)
     largest = z.abs().amax(dim=tuple(range(min(2, z.dim() - 1), z.dim())), keepdim=True)
     scale = torch.where(largest > 0, largest / 127.0, torch.ones_like(largest))
     return ((z / scale).round().clamp(-127, 127).to(torch.int8).contiguous(), scale.contiguous())

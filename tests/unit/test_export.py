@@ -13,14 +13,16 @@ import onnxruntime
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from laminar.checkpoint import Manifest
 from laminar.config import Config
 from laminar.data import describe, load_images
 from laminar.evaluation import evaluate_function, evaluate_run
 from laminar.export import _compare, describe_network, export_network
 from laminar.filters import Filter, FilterBoundary
-from laminar.inference import TrainedNetwork, load_network
+from laminar.inference import InferenceNetwork, TrainedNetwork, load_network
 from laminar.plan import make_plan
 from tests.tiny import tiny_plan, write_run
 
@@ -169,8 +171,8 @@ def test_every_filter_exports_at_odd_sizes():
             super().__init__()
             self.filters = [
                 FilterBoundary(Filter(pool, cast), 8.0)
-                for pool in (1, 2, 4)
-                for cast in ("fp32", "fp16", "int8")
+                for pool in (1, 2, 3, 4)
+                for cast in ("fp32", "fp16", "bf16", "int8")
             ]
 
         def forward(self, x: Tensor) -> list[Tensor]:
@@ -184,6 +186,59 @@ def test_every_filter_exports_at_odd_sizes():
         for found, expected in zip(program.module()(x), All()(x), strict=True):
             assert torch.equal(found, expected)
     assert not [n for n in program.graph.nodes if "autograd" in str(n.target)]
+
+
+def untrained(path: Path, **changes: Any) -> TrainedNetwork:
+    """A network of freshly drawn weights, and running statistics of nowhere."""
+    plan = tiny_plan(3, **changes)
+    blocks = plan.build_stage_module(0, plan.bounds[-1])
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in blocks.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    mean, std = torch.full((3,), 100.0), torch.full((3,), 50.0)
+    data = {"mean": mean.tolist(), "std": std.tolist()}
+    manifest = Manifest(path / "epoch_0000", 0, plan, (), data)
+    return TrainedNetwork(manifest, InferenceNetwork(blocks, mean, std))
+
+
+@pytest.mark.parametrize(
+    ("format_", "changes"),
+    [
+        ("torch", {"model": {"name": "resnet18", "width": 8}, "cuts": [2]}),
+        ("torch", {"model": {"name": "wrn10_1", "width": 4, "dropout": 0.3}}),
+        (
+            "onnx",
+            {
+                "model": {"name": "preact_resnet8", "norm": "group"},
+                "filters": {"pool": 3, "cast": "bf16"},
+            },
+        ),
+    ],
+    ids=["torchvision", "wide", "pre-activation"],
+)
+def test_every_family_exports(format_: Any, changes: dict[str, Any], tmp_path: Path):
+    network = untrained(tmp_path, **changes)
+    difference = export_network(network, format_, tmp_path / "network")
+    assert difference is not None
+    assert difference < 1e-4
+
+
+def test_an_unfiltered_resnet18_is_torchvisions(tmp_path: Path):
+    from torchvision.models import resnet18
+
+    unfiltered = {"pool": 1, "cast": "fp32"}
+    network = untrained(tmp_path, model={"name": "resnet18"}, filters=unfiltered)
+    export_network(network, "safetensors", tmp_path / "network.safetensors")
+    with torch.random.fork_rng():
+        published = resnet18(num_classes=4).eval()
+    published.load_state_dict(load_file(tmp_path / "network.safetensors"))
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    metadata = describe_network(network)
+    mean, std = (torch.tensor(json.loads(metadata[n]))[:, None, None] for n in ("mean", "std"))
+    with torch.no_grad():
+        expected = network.module(images)
+        assert torch.allclose(published((images - mean) / std), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_program_that_computes_something_else_is_refused(network: TrainedNetwork):
