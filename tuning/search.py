@@ -158,8 +158,9 @@ def _run(
             stop=Budget(ledger, settings.time_budget_s, settings.max_cut_bytes),
             max_failures=settings.max_failures,
             max_concurrent_trials=settings.max_concurrent,
-            # With 1 Tune saves its state at every report; PBT may still need an older checkpoint.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=4 if is_pbt else 1),
+            # With 1 Tune saves its state at every report. A clone of PBT's may begin long after it
+            # was decided, from a checkpoint as old as the decision: there all are kept.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=None if is_pbt else 1),
             callbacks=[keeper, TBXLoggerCallback()],  # type: ignore[no-untyped-call]
             trial_dirname_creator=_folder_name,
             resume_config=resume,
@@ -183,7 +184,12 @@ def _result(search: Search, ledger: Ledger) -> SearchResult:
     best = tuple(best_trials(settings, list(trials)))
     if best:
         (ledger.folder / BEST_FILE).write_text(best_config(search, best[0]))
-    return SearchResult(str(ledger.folder), trials, best, is_spent or _is_done(search, ledger))
+    is_complete = is_spent or _is_done(search, ledger)
+    if is_complete:
+        for trial in trials:
+            for path in sorted((ledger.folder / trial.id).glob("checkpoint_*"))[:-1]:
+                shutil.rmtree(path)
+    return SearchResult(str(ledger.folder), trials, best, is_complete)
 
 
 def _is_done(search: Search, ledger: Ledger) -> bool:
