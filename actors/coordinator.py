@@ -229,7 +229,7 @@ class Coordinator:
         record("evaluation", num_test_batches(plan.config, plan.problem.num_test), evaluated)
         test = evaluated[-1].tally
         self._confusion = test.confusion_matrix()
-        metrics = epoch_metrics(plan, epoch, reports, test, seconds)
+        metrics = epoch_metrics(plan, epoch, reports, test, seconds, self._run.read_metrics())
         return metrics, {"epoch": epoch + 1, "phases": phases}
 
     def _save(self, epoch: int, metrics: dict[str, Any], timeline: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ def epoch_metrics(
     reports: Sequence[tuple[Segment, Sequence[StageReport]]],
     test: Tally,
     seconds: dict[str, float],
+    before: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return an epoch's line of metrics.jsonl.
 
@@ -27,14 +28,16 @@ def epoch_metrics(
         reports: Its segments in order, each with the reports of all stages.
         test: Of the test images.
         seconds: By phase, as the coordinator saw them.
+        before: The lines of the epochs before; they may be of another plan.
     """
     tallies = [of_stages[-1].tally for _, of_stages in reports]
     num = sum(tally.num_samples for tally in tallies)
+    phases = [{"phase": s.phase, "num_batches": s.num_batches} for s, _ in reports]
     return {
         "epoch": epoch + 1,
         "num_batches": plan.batches_per_epoch,
-        "phases": [{"phase": s.phase, "num_batches": s.num_batches} for s, _ in reports],
-        "parallel_fraction": _parallel_fraction(plan, epoch + 1),
+        "phases": phases,
+        "parallel_fraction": _parallel_fraction([*(m["phases"] for m in before), phases]),
         "lr": plan.learning_rate((epoch + 1) * plan.batches_per_epoch - 1),
         "train_loss": sum(tally.loss_sum for tally in tallies) / num,
         "train_accuracy": sum(tally.num_correct for tally in tallies) / num,
@@ -45,10 +48,11 @@ def epoch_metrics(
     }
 
 
-def _parallel_fraction(plan: Plan, num_epochs: int) -> float:
-    done = [s for s in plan.segments if s.epoch < num_epochs]
-    parallel = sum(s.num_batches for s in done if s.phase == "parallel")
-    return parallel / sum(s.num_batches for s in done)
+def _parallel_fraction(epochs: Sequence[Sequence[Mapping[str, Any]]]) -> float:
+    """Return the parallel share of all batches, from the phases of each epoch."""
+    done = [phase for phases in epochs for phase in phases]
+    parallel = sum(p["num_batches"] for p in done if p["phase"] == "parallel")
+    return float(parallel / sum(p["num_batches"] for p in done))
 
 
 def _cut_bytes(plan: Plan, reports: Sequence[Sequence[StageReport]]) -> list[dict[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import Reservation, ray_cluster, reserve
 from actors.coordinator import Coordinator, Stages
-from actors.mailbox import Aborted
-from actors.measuring import device_type_here, measured
+from actors.planning import (
+    check_picklable,
+    device_type_here,
+    measured,
+    plan_from_afar,
+    plan_here,
+    unwrapped,
+)
 from laminar.checkpoint import (
     check_fits,
     find_checkpoint,
@@ -24,15 +30,15 @@ from laminar.checkpoint import (
     load_tensors,
     read_manifest,
 )
-from laminar.config import Config
-from laminar.data import describe_data, open_images, with_absolute_paths
-from laminar.errors import CheckpointError, ConfigError, FactoryError, UserError
-from laminar.factories import Factories, LossFunction, MakeBlocks, MakeData, describe_error
+from laminar.config import Config, ResourceConfig
+from laminar.data import open_images, with_absolute_paths
+from laminar.errors import CheckpointError, ConfigError, UserError
+from laminar.factories import Factories, LossFunction, MakeBlocks, MakeData
 from laminar.plan import Plan, make_plan
 from laminar.precision import check_compiler
 from laminar.progress import Callback, DataProgress, EpochEnd, Event, Notice
+from laminar.repartition import changes, is_same_run, repartition
 from laminar.run_directory import RunDirectory
-from laminar.weights import notices as notices_of
 
 _POLL_S = 0.25
 _LOCKSTEP_POLL_S = 0.05  # the coordinator waits for it
@@ -108,6 +114,9 @@ class LayerParallelTrainer:
         cls,
         run_path: str | Path,
         *,
+        num_stages: int | None = None,
+        cuts: tuple[int, ...] | None = None,
+        resources: ResourceConfig | None = None,
         blocks: MakeBlocks | None = None,
         datasets: Mapping[str, MakeData] | None = None,
         loss: LossFunction | None = None,
@@ -119,15 +128,28 @@ class LayerParallelTrainer:
     ) -> LayerParallelTrainer:
         """Return a trainer that goes on from a run's newest checkpoint, in the same folder.
 
-        Args as the constructor's.
+        Args:
+            run_path: The run directory.
+            num_stages: K from now on; None keeps it, or takes it from `cuts`.
+            cuts: First block of stages 1..K-1 from now on; None chooses them if `num_stages` is
+                given, and else keeps them.
+            resources: What each stage may use from now on; None keeps it.
+            others: As the constructor's.
 
         Raises:
-            ConfigError: The folder is no run.
+            ConfigError: The folder is no run, or the network cannot be cut so.
+            CheckpointError: It has no checkpoint to go on from.
             FactoryError: The run has blocks, datasets or a loss of its own, and they are not given.
         """
         run = RunDirectory(Path(run_path).expanduser().resolve())
-        config = run.open_config()
-        Factories(blocks, datasets, loss).check(config)
+        config, factories = run.open_config(), Factories(blocks, datasets, loss)
+        factories.check(config)
+        if num_stages is not None or cuts is not None:
+            problem = read_manifest(find_checkpoint(run.path), factories).plan.problem
+            stages = num_stages if num_stages is not None else len(cuts or ()) + 1
+            config = repartition(make_plan(config, problem, factories), stages, cuts)
+        if resources is not None:
+            config = config.model_copy(update={"resources": resources})
         trainer = cls(
             config,
             blocks=blocks,
@@ -173,9 +195,11 @@ class LayerParallelTrainer:
 
     def _train(self, plan: Plan) -> dict[str, Any]:
         with ray_cluster(self._address, plan.config), self._reserved(plan) as room:
-            plan = measured(plan, room)
+            plan = measured(with_absolute_paths(self._config), plan, room)
             if self._is_new:
                 self._run.create(plan.config)
+            else:
+                self._run.rewrite_config(plan.config)
             try:
                 return self._fit_with_retries(plan, room)
             except UserError:
@@ -189,23 +213,24 @@ class LayerParallelTrainer:
     def _check(self) -> Plan:
         """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
         config = with_absolute_paths(self._config)
-        _check_picklable(self._factories)
+        check_picklable(self._factories)
         if self._address is None:
             check_compiler(config.precision, device_type_here(config))
-            plan, notices = _plan_here(config, self._factories, self._is_new)
+            plan, notices = plan_here(config, self._factories, self._is_new)
             for split in ("train", "test") if self._factories.datasets is None else ():
                 open_images(config, split, self._tell_data)
         else:
-            plan, notices = _plan_from_afar(config, self._factories, self._address, self._is_new)
+            plan, notices = plan_from_afar(config, self._factories, self._address, self._is_new)
         if not self._is_new:
             newest = read_manifest(find_checkpoint(self._run.path), plan.factories)
-            if newest.plan.config != plan.config:
+            if not is_same_run(newest.plan, plan):
                 raise CheckpointError(
                     "a run must be resumed with the configuration of its checkpoint",
                     got=f"{self._run.config_file} differs from {newest.path.name}",
                     fix="restore config.yaml, or start a new run",
                 )
             check_fits(load_tensors(newest), plan)
+            notices = [*notices, *changes(newest.plan, plan)]
         else:
             self._run.check_is_free()
         for message in notices:
@@ -248,7 +273,7 @@ class LayerParallelTrainer:
             is_lockstep=self._is_lockstep,
         )
         try:
-            with _unwrapped():
+            with unwrapped():
                 return self._watch(plan, coordinator, first_epoch)
         except KeyboardInterrupt:
             self._say_goodbye(coordinator)
@@ -291,46 +316,6 @@ class LayerParallelTrainer:
         """Let the stages leave their work; whoever does not answer in time is killed with them."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(coordinator.stop.remote(), timeout=_GOODBYE_S)
-
-
-def _check_picklable(factories: Factories) -> None:
-    try:
-        ray.cloudpickle.dumps(factories)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        raise FactoryError(
-            "blocks, datasets and loss must be picklable, to be shipped to the stages",
-            got=describe_error(error),
-            fix="let them open files and make generators when they are called",
-        ) from error
-
-
-def _plan_from_afar(
-    config: Config, factories: Factories, address: str, is_new: bool
-) -> tuple[Plan, list[str]]:
-    """Make the plan where data and weights are: on the cluster, before the first tick."""
-    with ray_cluster(address, config), _unwrapped():
-        make = ray.remote(num_cpus=0)(_plan_here)
-        found: tuple[Plan, list[str]] = ray.get(make.remote(config, factories, is_new))
-    return found
-
-
-def _plan_here(config: Config, factories: Factories, is_new: bool) -> tuple[Plan, list[str]]:
-    """Return the plan, and what the user of a new run should know of it."""
-    factories.check(config)
-    plan = make_plan(config, describe_data(config, factories.datasets), factories)
-    return plan, notices_of(plan) if is_new else []
-
-
-@contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise what an actor raised, instead of Ray's wrapping of it."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, UserError | Aborted | RuntimeError):
-            raise cause from None
-        raise
 
 
 def _describe(error: Exception) -> str:

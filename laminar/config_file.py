@@ -54,6 +54,24 @@ def validate_config(tree: dict[str, Any]) -> Config:
         raise _one_line(error, tree) from None
 
 
+def override_resources(config: Config, overrides: Sequence[str]) -> Config:
+    """Change what a run that exists may use; nothing else of it can change.
+
+    Raises:
+        ConfigError: An override of something else, or a value out of range.
+    """
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        if not override.startswith("resources."):
+            raise ConfigError(
+                "of a run that exists only `resources` can be set",
+                got=override,
+                fix="set, say, resources.cpus_per_stage=0.5, or start a new run",
+            )
+        _apply(tree, override)
+    return validate_config(tree)
+
+
 def dump_config(config: Config) -> str:
     """Return YAML that `load_config` reads back equal."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

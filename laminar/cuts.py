@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,9 +53,6 @@ def block_costs(
 def equal_cost_cuts(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
     """Return the cuts whose most expensive stage is cheapest.
 
-    Dynamic programming over (number of stages, number of blocks): the best way to put the first
-    n blocks on k stages ends with some last stage of blocks m..n-1.
-
     Args:
         costs: Cost of each block, >= 0.
         num_stages: K, at most the number of blocks.
@@ -61,24 +60,48 @@ def equal_cost_cuts(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
     Returns:
         The first block of stages 1..K-1, increasing.
     """
-    total = [0.0]
-    for cost in costs:
-        total.append(total[-1] + cost)
-    num = len(costs)
-    best = [[total[n] for n in range(num + 1)]]
-    start = [[0] * (num + 1)]
-    for k in range(1, num_stages):
-        row, starts = [float("inf")] * (num + 1), [0] * (num + 1)
-        for n in range(k + 1, num + 1):
-            for m in range(k, n):
-                cost = max(best[k - 1][m], total[n] - total[m])
-                if cost < row[n]:
-                    row[n], starts[n] = cost, m
-        best.append(row)
-        start.append(starts)
-    cuts: list[int] = []
-    n = num
-    for k in range(num_stages - 1, 0, -1):
-        n = start[k][n]
-        cuts.append(n)
-    return tuple(reversed(cuts))
+    total = [0.0, *itertools.accumulate(costs)]
+    cuts = best_cuts(len(costs), num_stages, lambda k, first, last: total[last] - total[first])
+    assert cuts is not None
+    return cuts
+
+
+def best_cuts(
+    num_blocks: int, num_stages: int, cost: Callable[[int, int, int], float]
+) -> tuple[int, ...] | None:
+    """Return the contiguous partition whose most expensive stage is cheapest.
+
+    Dynamic programming over (number of stages, number of blocks): the best way to put the first
+    n blocks on k stages ends with some last stage of blocks m..n-1,
+
+        best(k, n) = min over m of max(best(k - 1, m), cost(k - 1, m, n)).
+
+    Of equally good partitions the one with the earliest last cut counts, then the next to last.
+
+    Args:
+        num_blocks: Blocks of the network.
+        num_stages: K, at most the number of blocks.
+        cost: Of stage k made of blocks m..n-1, called with (k, m, n); infinite if that cannot be.
+
+    Returns:
+        The first block of stages 1..K-1, increasing; None if every partition costs infinity.
+    """
+    best = [math.inf] * (num_blocks + 1)
+    best[0] = 0.0
+    starts: list[list[int]] = []
+    for k in range(num_stages):
+        row, start = [math.inf] * (num_blocks + 1), [0] * (num_blocks + 1)
+        ends = range(k + 1, num_blocks + 1) if k < num_stages - 1 else [num_blocks]
+        for n in ends:
+            for m in range(k, n) if k else [0]:
+                worst = max(best[m], cost(k, m, n))
+                if worst < row[n]:
+                    row[n], start[n] = worst, m
+        best = row
+        starts.append(start)
+    if best[num_blocks] == math.inf:
+        return None
+    bounds = [num_blocks]
+    for start in reversed(starts):
+        bounds.append(start[bounds[-1]])
+    return tuple(reversed(bounds[1:-1]))

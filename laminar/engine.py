@@ -17,15 +17,10 @@ from laminar.data import SampleIndices
 from laminar.dropout import Samples
 from laminar.filters import Message
 from laminar.plan import Segment
-from laminar.schedule import Action, Forward, correction_actions, parallel_actions
+from laminar.schedule import HOP_DEPTH, Action, Forward, correction_actions, parallel_actions
 from laminar.stage import Stage
 
 Direction = Literal["forward", "adjoint"]
-
-HOP_DEPTH = 2
-"""Forwards of the correction phase that each hop to the last stage adds to the warm-up.
-
-One is 1F1B with free hops; the second hides a hop behind a forward (benchmarks/speed)."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
+from laminar import partition
 from laminar.blocks import Block, BlockSequence, BlockSpec, build, infer_shapes
-from laminar.config import Config, PhaseCycles, PhaseSegment
-from laminar.cuts import block_costs, equal_cost_cuts
+from laminar.config import Config
+from laminar.cuts import block_costs
 from laminar.errors import ConfigError
 from laminar.factories import NO_FACTORIES, Factories
 from laminar.filters import Filter, adjoint_scale
@@ -19,22 +18,10 @@ from laminar.inspection import inspect_blocks, inspect_loss
 from laminar.learning_rate import learning_rate
 from laminar.loss import CrossEntropy, OwnLoss
 from laminar.networks import network
+from laminar.phases import Phase as Phase
+from laminar.phases import Segment as Segment
+from laminar.phases import as_phases, split_phases
 from laminar.problem import Problem as Problem
-from laminar.schedule import min_ticks
-
-Phase = Literal["correction", "parallel"]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of batches of one epoch, in one phase; the unit that the engine runs."""
-
-    phase: Phase
-    epoch: int
-    """From 0."""
-    first_batch: int
-    """Index within the epoch."""
-    num_batches: int
 
 
 @dataclass(frozen=True)
@@ -67,9 +54,11 @@ class Plan:
 
     @property
     def filters(self) -> dict[int, Filter]:
-        """Filter of each boundary that has one, by the block that receives."""
-        pairs = zip(self.config.cuts or (), self.config.filter_list(), strict=True)
-        return {boundary: Filter(f.pool, f.cast, f.parallel_only) for boundary, f in pairs}
+        """Filter of each boundary that has one, by the block that receives, at a cut or not."""
+        found = {f.boundary: f.plain() for f in self.config.kept_filters}
+        for stage, boundary in enumerate(self.config.cuts or (), 1):
+            found[boundary] = self.config.filter_of_cut(stage, boundary)
+        return {b: Filter(f.pool, f.cast, f.parallel_only) for b, f in found.items()}
 
     @property
     def loss(self) -> CrossEntropy | OwnLoss:
@@ -94,6 +83,14 @@ class Plan:
             batches_per_epoch=self.batches_per_epoch,
         )
 
+    def with_cuts(self, cuts: tuple[int, ...]) -> Plan:
+        """Return the plan with these cuts, and with the filter of each cut written out."""
+        config = self.config
+        filters = tuple(config.filter_of_cut(k, boundary) for k, boundary in enumerate(cuts, 1))
+        kept = tuple(f for f in config.kept_filters if f.boundary not in cuts)
+        update = {"cuts": cuts, "filters": filters, "kept_filters": kept}
+        return dataclasses.replace(self, config=config.model_copy(update=update))
+
     def build_stage_module(
         self, first: int, last: int, device: torch.device | str = "cpu"
     ) -> BlockSequence:
@@ -116,16 +113,24 @@ class Plan:
         )
 
 
-def make_plan(config: Config, problem: Problem, factories: Factories = NO_FACTORIES) -> Plan:
+def make_plan(
+    config: Config,
+    problem: Problem,
+    factories: Factories = NO_FACTORIES,
+    *,
+    correct_short_phases: bool = False,
+) -> Plan:
     """Resolve a configuration against a data set, or say in one line why it cannot run.
 
     Args:
-        config: The run's configuration.
-        problem: What its data set holds.
+        config: What the user wants; a resolved one resolves to itself.
+        problem: What the data set holds.
         factories: What the user brought in Python.
+        correct_short_phases: Train parallel segments that are too short for this number of stages
+            exactly, even if they are written out.
 
     Raises:
-        ConfigError: Cuts, filters, batch size or phases do not fit network and data.
+        ConfigError: Cuts, filters, batch size, memory or phases do not fit network and data.
         FactoryError: A factory is missing, or makes what cannot be trained.
     """
     factories.check(config)
@@ -140,19 +145,14 @@ def make_plan(config: Config, problem: Problem, factories: Factories = NO_FACTOR
     blocks = _build_to_plan(config, specs, problem, factories)
     sample = problem.image_shape, getattr(torch, problem.dtype)
     shapes = infer_shapes(blocks, *sample)
+    per_epoch = problem.num_train // config.batch_size
+    segments = split_phases(config, per_epoch, correct_short=correct_short_phases)
+    config = config.model_copy(update={"phases": as_phases(segments, per_epoch)})
+    plan = Plan(config, problem, tuple(segments), tuple(shapes), factories)
     cuts = config.cuts
     if cuts is None:
-        cuts = equal_cost_cuts(block_costs(blocks, *sample), config.num_stages)
-    per_epoch = problem.num_train // config.batch_size
-    segments = _segments(config, per_epoch)
-    resolved = config.model_copy(
-        update={
-            "cuts": cuts,
-            "filters": config.filter_list(),
-            "phases": _as_phases(segments, per_epoch),
-        }
-    )
-    plan = Plan(resolved, problem, tuple(segments), tuple(shapes), factories)
+        cuts = partition.choose_cuts(plan, block_costs(blocks, *sample))
+    plan = plan.with_cuts(cuts)
     _check_filters(plan)
     return plan
 
@@ -202,11 +202,18 @@ def _check_stages(config: Config, count: int) -> None:
 
 def _check_filters(plan: Plan) -> None:
     for boundary, filter_ in plan.filters.items():
+        if boundary >= plan.bounds[-1]:
+            raise ConfigError(
+                "every kept filter must be at a boundary of the network",
+                got=f"boundary {boundary}",
+                expected=f"1..{plan.bounds[-1] - 1}",
+                fix="mend kept_filters",
+            )
         shape = plan.shapes[boundary]
         if len(shape) != 3:
             if filter_.pool > 1:
                 raise ConfigError(
-                    f"the filter of the cut at block {boundary} must not pool what is no image",
+                    f"the filter at block {boundary} must not pool what is no image",
                     got=f"pool {filter_.pool}, shape {list(shape)} without the batch",
                     fix="set filters.pool to 1; casts work on any shape",
                 )
@@ -214,95 +221,7 @@ def _check_filters(plan: Plan) -> None:
         height, width = shape[-2:]
         if filter_.pool > min(height, width):
             raise ConfigError(
-                f"the filter of the cut at block {boundary} must pool by at most the map's size",
+                f"the filter at block {boundary} must pool by at most the map's size",
                 got=f"pool {filter_.pool}, map {height}x{width}",
                 fix="lower filters.pool or move the cut",
             )
-
-
-def _segments(config: Config, per_epoch: int) -> list[Segment]:
-    if isinstance(config.phases, PhaseCycles):
-        runs = _cycle_runs(config.phases, per_epoch * config.epochs)
-        return _split(config, runs, per_epoch, too_short="correct")
-    return _split(config, _listed_runs(config, per_epoch), per_epoch, too_short="refuse")
-
-
-def _cycle_runs(cycles: PhaseCycles, total: int) -> list[tuple[Phase, int]]:
-    """Exact warm-up, then cycles of parallel and correction, in batches that sum to `total`."""
-    warmup = math.ceil(cycles.warmup * total)
-    exact = min(total - warmup, math.floor(cycles.correction * total))
-    runs: list[tuple[Phase, int]] = [("correction", warmup)]
-    for index in range(cycles.num_cycles):
-        share = [part * (index + 1) // cycles.num_cycles - part * index // cycles.num_cycles
-                 for part in (total - warmup - exact, exact)]  # fmt: skip
-        runs += [("parallel", share[0]), ("correction", share[1])]
-    return runs
-
-
-def _listed_runs(config: Config, per_epoch: int) -> list[tuple[Phase, int]]:
-    assert not isinstance(config.phases, PhaseCycles)
-    total = sum(segment.epochs for segment in config.phases)
-    if abs(total - config.epochs) * per_epoch > 0.5:
-        raise ConfigError(
-            "the epochs of `phases` must sum to `epochs`",
-            got=f"{total:g}",
-            expected=config.epochs,
-            fix="change the last segment, or leave `phases` out for the default plan",
-        )
-    ends = [round(e * per_epoch) for e in itertools.accumulate(s.epochs for s in config.phases)]
-    starts = [0, *ends[:-1]]
-    return [(s.phase, b - a) for s, a, b in zip(config.phases, starts, ends, strict=True)]
-
-
-def _split(
-    config: Config,
-    runs: list[tuple[Phase, int]],
-    per_epoch: int,
-    *,
-    too_short: Literal["correct", "refuse"],
-) -> list[Segment]:
-    """Split runs at the ends of epochs, where the pipeline drains.
-
-    A parallel piece too short to fill the pipeline is trained exactly in the default plan, and
-    refused in a plan that the user wrote.
-    """
-    per_batch = config.parallel.micro_batches
-    needed = math.ceil(min_ticks(config.num_stages, config.parallel.hop_delay) / per_batch)
-    segments: list[Segment] = []
-    position = 0
-    for phase, length in runs:
-        while length > 0:
-            epoch, first = divmod(position, per_epoch)
-            num = min(length, per_epoch - first)
-            kind: Phase = phase
-            if phase == "parallel" and num < needed:
-                if too_short == "refuse":
-                    raise ConfigError(
-                        "a parallel segment must be long enough to fill the pipeline within its "
-                        "epoch, 4(K-1)d ticks",
-                        got=f"{num} batches in epoch {epoch + 1}",
-                        expected=f">= {needed}",
-                        fix="lengthen it, lower batch_size, num_stages or parallel.hop_delay, or "
-                        "raise parallel.micro_batches",
-                    )
-                kind = "correction"
-            _append(segments, Segment(kind, epoch, first, num))
-            position, length = position + num, length - num
-    return segments
-
-
-def _append(segments: list[Segment], new: Segment) -> None:
-    """Add a segment, joined to the one before where both are exact and of the same epoch."""
-    if segments and segments[-1].epoch == new.epoch and segments[-1].phase == new.phase:
-        old = segments.pop()
-        new = Segment(new.phase, new.epoch, old.first_batch, old.num_batches + new.num_batches)
-    segments.append(new)
-
-
-def _as_phases(segments: list[Segment], per_epoch: int) -> tuple[PhaseSegment, ...]:
-    """Write segments as the configuration's `phases`, so that a resumed run takes the same."""
-    return tuple(
-        PhaseSegment(phase=phase, epochs=sum(s.num_batches for s in group) / per_epoch)
-        for phase, run in itertools.groupby(segments, key=lambda s: s.phase)
-        if (group := list(run))
-    )

@@ -13,6 +13,7 @@ import torch
 from laminar.config import Config, PrecisionConfig
 from laminar.dropout import Samples
 from laminar.inspection import zeros
+from laminar.partition import choose_cuts, exchange_seconds
 from laminar.plan import Plan
 from laminar.precision import autocast, place, place_input
 
@@ -27,29 +28,46 @@ class BlockTime:
     forward_s: float
     backward_s: float
 
+    @property
+    def both_s(self) -> float:
+        """Forward and backward."""
+        return self.forward_s + self.backward_s
+
 
 def needs_measuring(config: Config) -> bool:
     """Whether a configuration leaves something to be found by timing."""
-    return config.precision.memory_format == "auto"
+    return config.precision.memory_format == "auto" or _times_cuts(config)
 
 
-def measure(plan: Plan, device: torch.device, num_repeats: int = 5) -> Config:
+def _times_cuts(config: Config) -> bool:
+    return config.cuts is None and config.partition.costs == "measured"
+
+
+def measure(config: Config, plan: Plan, device: torch.device, num_repeats: int = 5) -> Config:
     """Return the configuration with all that timing chooses written out.
 
     The memory format is the one in which forward and backward through all blocks take less time.
+    The cuts are those whose slowest stage is fastest in that format.
 
     Args:
-        plan: A run whose configuration may say `auto`.
+        config: May say `auto` and `measured`.
+        plan: The run that it makes as long as nothing is measured.
         device: Where stages compute.
         num_repeats: Timed passes through each block.
+
+    Raises:
+        ConfigError: No cuts keep within the limit on memory.
     """
-    if plan.config.precision.memory_format != "auto":
-        return plan.config
+    wanted = config.precision.memory_format
     formats: tuple[MemoryFormat, ...] = ("contiguous", "channels_last")
+    formats = formats if wanted == "auto" else (wanted,)
     times = {f: time_blocks(plan, device, f, num_repeats) for f in formats}
-    best = min(formats, key=lambda f: sum(t.forward_s + t.backward_s for t in times[f]))
-    precision = plan.config.precision.model_copy(update={"memory_format": best})
-    return plan.config.model_copy(update={"precision": precision})
+    best = min(formats, key=lambda f: sum(t.both_s for t in times[f]))
+    precision = config.precision.model_copy(update={"memory_format": best})
+    cuts = config.cuts
+    if _times_cuts(config):
+        cuts = choose_cuts(plan, [t.both_s for t in times[best]], exchange_seconds(plan))
+    return config.model_copy(update={"precision": precision, "cuts": cuts})
 
 
 def time_blocks(

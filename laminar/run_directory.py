@@ -53,6 +53,12 @@ class RunDirectory:
                 "the run's folder must be writable", got=error, fix="choose another --storage-path"
             ) from error
 
+    def rewrite_config(self, config: Config) -> None:
+        """Replace the configuration of a run that goes on with another partition, all at once."""
+        temporary = self.config_file.with_suffix(".tmp")
+        temporary.write_text(dump_config(config))
+        temporary.replace(self.config_file)
+
     def discard(self) -> None:
         """Remove a run that never began, so that its name is free again; keep one that did."""
         if self.read_metrics() or self.checkpoints.exists():

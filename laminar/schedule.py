@@ -19,6 +19,11 @@ from typing import Literal
 
 Order = Literal["forward_first", "backward_first"]
 
+HOP_DEPTH = 2
+"""Forwards of the correction phase that each hop to the last stage adds to the warm-up.
+
+One is 1F1B with free hops; the second hides a hop behind a forward (benchmarks/speed)."""
+
 
 @dataclass(frozen=True)
 class Forward:

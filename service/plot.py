@@ -91,7 +91,8 @@ def _panel(
 
 
 def _title(config: Config, last: dict[str, Any]) -> str:
-    filters = sorted({f"{f.pool}x{f.pool} {f.cast}" for f in config.filter_list()})
+    all_filters = (*config.filter_list(), *config.kept_filters)
+    filters = sorted({f"{f.pool}x{f.pool} {f.cast}" for f in all_filters})
     stages = f"{config.num_stages} stage" + ("s" if config.num_stages > 1 else "")
     parts = [config.model.name, config.data.name, stages]
     if filters:

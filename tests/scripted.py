@@ -48,12 +48,12 @@ def run_programs(programs: Sequence[Program], seed: int) -> None:
 class ScriptedEngine:
     """The engine without Ray: the same stages and programs over a scripted network."""
 
-    def __init__(self, plan: Plan, seed: int = 0) -> None:
+    def __init__(self, plan: Plan, seed: int = 0, *, is_new: bool = True) -> None:
         self.plan, self.seed = plan, seed
         datasets = plan.factories.datasets
         inputs, labels = open_inputs(plan.config, datasets), open_labels(plan.config, datasets)
         K = plan.config.num_stages
-        self.stages = [Stage(plan, k) for k in range(K)]
+        self.stages = [Stage(plan, k, is_new=is_new) for k in range(K)]
         self.inputs = [inputs if k == 0 else None for k in range(K)]
         self.labels = [labels if k == K - 1 else None for k in range(K)]
 

@@ -27,6 +27,9 @@ from laminar.config.optimization import (
     SgdConfig,
     StepConfig,
 )
+from laminar.config.partition import (
+    PartitionConfig,
+)
 from laminar.config.precision import (
     PrecisionConfig,
 )
@@ -39,6 +42,7 @@ from laminar.config.run import (
 from laminar.config.training import (
     CorrectionConfig,
     FilterConfig,
+    KeptFilterConfig,
     ParallelConfig,
     PhaseCycles,
     PhaseSegment,
@@ -57,6 +61,7 @@ __all__ = [
     "EmaConfig",
     "FilterConfig",
     "ImageFolderConfig",
+    "KeptFilterConfig",
     "LinearConfig",
     "LossConfig",
     "MnistConfig",
@@ -65,6 +70,7 @@ __all__ = [
     "OptimizerConfig",
     "OwnDataConfig",
     "ParallelConfig",
+    "PartitionConfig",
     "PhaseCycles",
     "PhaseSegment",
     "PrecisionConfig",

@@ -16,11 +16,13 @@ from laminar.config.optimization import (
     SgdConfig,
     StepConfig,
 )
+from laminar.config.partition import PartitionConfig
 from laminar.config.precision import PrecisionConfig
 from laminar.config.resources import ResourceConfig
 from laminar.config.training import (
     CorrectionConfig,
     FilterConfig,
+    KeptFilterConfig,
     ParallelConfig,
     PhaseCycles,
     PhaseSegment,
@@ -48,6 +50,12 @@ class Config(FrozenModel):
     filters: FilterConfig | tuple[FilterConfig, ...] = Field(
         default=FilterConfig(pool=2, cast="fp16"),
         description="One filter for all cuts, or a list with one for each.",
+    )
+    kept_filters: tuple[KeptFilterConfig, ...] = Field(
+        (), description="Filters of boundaries, whether or not there is a cut."
+    )
+    partition: PartitionConfig = Field(
+        default_factory=PartitionConfig, description="How cuts are chosen where `cuts` is null."
     )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel phase.")
     correction: CorrectionConfig = Field(
@@ -108,6 +116,17 @@ class Config(FrozenModel):
         return self
 
     @model_validator(mode="after")
+    def _kept_filters_are_apart(self) -> Config:
+        boundaries = [f.boundary for f in self.kept_filters]
+        if len(set(boundaries)) < len(boundaries):
+            raise ConfigError(
+                "kept_filters must name each boundary once",
+                got=boundaries,
+                fix="remove the repeat",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cuts_increase(self) -> Config:
         if self.cuts is None:
             return self
@@ -127,7 +146,12 @@ class Config(FrozenModel):
         return self
 
     def filter_list(self) -> tuple[FilterConfig, ...]:
-        """Return one filter for each of the K-1 cuts."""
+        """Return one filter for each of the K-1 cuts, before `kept_filters`."""
         if isinstance(self.filters, tuple):
             return self.filters
         return (self.filters,) * (self.num_stages - 1)
+
+    def filter_of_cut(self, stage: int, boundary: int) -> FilterConfig:
+        """Return the filter of the cut before a stage if it is at this boundary."""
+        kept = {f.boundary: f for f in self.kept_filters}
+        return kept.get(boundary, self.filter_list()[stage - 1]).plain()

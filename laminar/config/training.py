@@ -23,6 +23,16 @@ class FilterConfig(FrozenModel):
         "costs accuracy.",
     )
 
+    def plain(self) -> FilterConfig:
+        """Return the filter without the place that a subclass adds."""
+        return FilterConfig(pool=self.pool, cast=self.cast, parallel_only=self.parallel_only)
+
+
+class KeptFilterConfig(FilterConfig):
+    """A filter that stays at its boundary wherever the cuts are; `laminar resume` writes these."""
+
+    boundary: int = Field(ge=1, description="The block that receives.")
+
 
 class ParallelConfig(FrozenModel):
     """The streamed parallel phase: all stages at once, gradients a few ticks late."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from laminar.config_file import load_config
+from laminar.config_file import load_config, override_resources
+from laminar.errors import ConfigError
 from service.commands.options import Address, ConfigPath, Run, Settings
 
 if TYPE_CHECKING:
@@ -58,17 +59,51 @@ def train(
 
 def resume(
     run: Run,
+    num_stages: Annotated[
+        int | None, typer.Option(min=1, help="Another number of stages from now on.")
+    ] = None,
+    cuts: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="First block of each stage but the first, from now on."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="resources.KEY=VALUE", help="Change what a stage may use."),
+    ] = None,
     address: Address = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on from a run's newest checkpoint, as if it had never been interrupted."""
+    from laminar.run_directory import RunDirectory
+
+    resources = None
+    if set_:
+        resources = override_resources(RunDirectory(run).open_config(), set_).resources
 
     def make(display: Any) -> LayerParallelTrainer:
         from actors import LayerParallelTrainer
 
-        return LayerParallelTrainer.resume(run, address=address, callback=display)
+        return LayerParallelTrainer.resume(
+            run,
+            num_stages=num_stages,
+            cuts=None if cuts is None else _parse_cuts(cuts),
+            resources=resources,
+            address=address,
+            callback=display,
+        )
 
     _fit(make, quiet)
+
+
+def _parse_cuts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigError(
+            "--cuts must be numbers of blocks with commas between",
+            got=text,
+            fix="write, say, --cuts 3,6",
+        ) from error
 
 
 def _time_stamp() -> str:

@@ -10,7 +10,9 @@ from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.data import describe
 from laminar.evaluation import evaluate_run
 from laminar.plan import make_plan
+from laminar.progress import Notice
 from laminar.run_directory import RunDirectory
+from tests.scripted import ScriptedEngine
 from tests.tiny import TINY_MODEL, differing, run_reference, tiny_config, tiny_plan
 
 
@@ -65,6 +67,42 @@ def test_resumed_equals_unbroken(unbroken, tmp_path, epochs_done):
     assert result.metrics["epoch"] == 4
 
 
+def test_resumed_with_another_number_of_stages(unbroken, tmp_path):
+    """One stage does the last epoch; the filter stays where the cut was, and so does the rest."""
+    path, _, _, _ = unbroken
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(path, run.path)
+    before = run.open_config()
+    shutil.rmtree(list_checkpoints(run.checkpoints)[-1])
+    tensors = newest(run.path)
+    events = []
+    result = LayerParallelTrainer.resume(
+        run.path,
+        num_stages=1,
+        resources=before.resources.model_copy(update={"cpus_per_stage": 0.5}),
+        callback=events.append,
+    ).fit()
+    config = run.open_config()
+    assert (config.num_stages, config.cuts) == (1, ())
+    assert [(f.boundary, f.pool, f.cast) for f in config.kept_filters] == [
+        (before.cuts[0], *before.filters[0].model_dump(include={"pool", "cast"}).values())
+    ]
+    assert config.resources.cpus_per_stage == 0.5
+    engine = ScriptedEngine(make_plan(config, describe(config.data)), is_new=False)
+    engine.stages[0].load_state(tensors)
+    for segment in engine.plan.segments:
+        if segment.epoch == 3:
+            engine.train(segment)
+    assert differing(engine.state(), newest(run.path)) == []
+    assert result.metrics["epoch"] == 4
+    lines = RunDirectory(path).read_metrics(), run.read_metrics()
+    fractions = [[line["parallel_fraction"] for line in ls] for ls in lines]
+    assert fractions[0] == fractions[1]
+    assert evaluate_run(run.path)["accuracy"] == result.metrics["test_accuracy"]
+    messages = [e.message for e in events if isinstance(e, Notice)]
+    assert messages[0] == "goes on with num_stages 1, cuts []"
+
+
 def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
     path, result, *_ = unbroken
     done = tmp_path / "run"
@@ -99,10 +137,19 @@ def test_callback_saw_progress_and_every_epoch(unbroken):
 
 
 def test_checkpoints_to_keep(ray_session, tmp_path):
+    """And what timing chose is written out."""
     run_config = ray.train.RunConfig(
         storage_path=str(tmp_path),
         name="run",
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
     )
-    LayerParallelTrainer(tiny_config(epochs=2), run_config=run_config).fit()
+    config = tiny_config(
+        epochs=2, precision={"memory_format": "auto"}, partition={"costs": "measured"}
+    )
+    LayerParallelTrainer(config, run_config=run_config).fit()
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["epoch_0002"]
+    written = RunDirectory(tmp_path / "run").open_config()
+    assert written.precision.memory_format in ("contiguous", "channels_last")
+    assert written.cuts in ((1,), (2,), (3,), (4,))
+    saved = read_manifest(tmp_path / "run/checkpoints/epoch_0002").plan.config
+    assert saved == written

@@ -1,11 +1,12 @@
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laminar.config import Config, ModelConfig
-from laminar.cuts import block_costs, equal_cost_cuts
+from laminar.cuts import best_cuts, block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
 from laminar.networks import build_blocks
 from laminar.plan import Problem, make_plan
@@ -26,6 +27,34 @@ def test_cuts_are_optimal(costs, data):
     assert all(a < b for a, b in itertools.pairwise((0, *cuts, len(costs))))
     best = min(worst(c) for c in itertools.combinations(range(1, len(costs)), num_stages - 1))
     assert worst(cuts) == pytest.approx(best)
+
+
+@given(st.integers(1, 7), st.data())
+@settings(deadline=None)
+def test_cuts_by_any_cost_are_those_of_brute_force(num_blocks, data):
+    """Compute or exchange, whichever is slower, and stages that cannot be."""
+    num_stages = data.draw(st.integers(1, num_blocks))
+    numbers = st.floats(0, 10)
+    compute = data.draw(st.lists(numbers, min_size=num_blocks, max_size=num_blocks))
+    exchange = data.draw(st.lists(numbers, min_size=num_blocks, max_size=num_blocks))
+    limit = data.draw(st.floats(1, 40))
+
+    def cost(k, first, last):
+        if (num_stages - k) * sum(compute[first:last]) > limit:  # more in flight further ahead
+            return math.inf
+        return max(sum(compute[first:last]), exchange[first] * (k + 1) if k else 0.0)
+
+    def worst(cuts):
+        pairs = itertools.pairwise((0, *cuts, num_blocks))
+        return max(cost(k, first, last) for k, (first, last) in enumerate(pairs))
+
+    found = best_cuts(num_blocks, num_stages, cost)
+    best = min(worst(c) for c in itertools.combinations(range(1, num_blocks), num_stages - 1))
+    if best == math.inf:
+        assert found is None
+    else:
+        assert found is not None
+        assert worst(found) == best
 
 
 def test_cuts_of_resnet20_share_the_work():

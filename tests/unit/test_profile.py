@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from laminar import profile
+from laminar.data import describe
+from laminar.plan import make_plan
 from laminar.profile import BlockTime, measure, needs_measuring, time_blocks
-from tests.tiny import tiny_plan
+from tests.tiny import tiny_config, tiny_plan
 
 CPU = torch.device("cpu")
 
@@ -17,23 +19,41 @@ def test_every_block_is_timed_forward_and_backward():
     assert all(t.forward_s > 0 and t.backward_s > 0 for t in times)
 
 
-@pytest.mark.parametrize("faster", ["contiguous", "channels_last"])
-def test_the_faster_memory_format_is_written_out(monkeypatch, faster):
-    plan = tiny_plan(precision={"memory_format": "auto"})
-    assert needs_measuring(plan.config)
+def scripted_times(monkeypatch, faster):
+    """Let blocks take 1, 2, .. 5 seconds, and half as long again in the other memory format."""
 
     def times(plan, device, memory_format, num_repeats):
-        return [BlockTime(1.0, 2.0 if memory_format == faster else 2.5)] * 5
+        factor = 1.0 if memory_format == faster else 1.5
+        return [BlockTime(0.25 * n * factor, 0.75 * n * factor) for n in range(1, 6)]
 
     monkeypatch.setattr(profile, "time_blocks", times)
-    config = measure(plan, CPU)
-    assert config.precision.memory_format == faster
-    assert not needs_measuring(config)
-    unchanged = plan.config.precision.model_copy(update={"memory_format": faster})
-    assert config == plan.config.model_copy(update={"precision": unchanged})
 
 
-def test_nothing_is_measured_without_need():
-    plan = tiny_plan()
-    assert not needs_measuring(plan.config)
-    assert measure(plan, CPU) is plan.config
+@pytest.mark.parametrize("faster", ["contiguous", "channels_last"])
+def test_the_faster_memory_format_is_written_out(monkeypatch, faster):
+    config = tiny_config(precision={"memory_format": "auto"})
+    plan = make_plan(config, describe(config.data))
+    assert needs_measuring(config)
+    scripted_times(monkeypatch, faster)
+    found = measure(config, plan, CPU)
+    assert found.precision.memory_format == faster
+    assert not needs_measuring(found)
+    unchanged = config.precision.model_copy(update={"memory_format": faster})
+    assert found == config.model_copy(update={"precision": unchanged})
+
+
+def test_measured_cuts_share_the_seconds_and_are_written_out(monkeypatch):
+    config = tiny_config(num_stages=3, partition={"costs": "measured"})
+    plan = make_plan(config, describe(config.data))
+    assert needs_measuring(config)
+    scripted_times(monkeypatch, "contiguous")
+    found = measure(config, plan, CPU)
+    assert found.cuts == (3, 4)  # 1 + 2 + 3, 4, 5 seconds
+    resolved = make_plan(found, plan.problem).config
+    assert not needs_measuring(resolved)
+    assert resolved.cuts == found.cuts
+
+
+def test_listed_cuts_are_not_measured():
+    assert not needs_measuring(tiny_config(cuts=[2], partition={"costs": "measured"}))
+    assert not needs_measuring(tiny_config())

@@ -1,0 +1,178 @@
+"""What the tensors of a stage need: parameters, optimiser, and all that is in flight.
+
+An estimate, up to a fifth below what a process was seen to grow by (docs/log.md). It is without
+messages under way, evaluation (a batch of `eval_batch_size` without gradients), and the process
+itself with torch and Ray, 0.7 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from laminar.config import AdamWConfig, Config
+from laminar.dropout import Samples
+from laminar.inspection import zeros
+from laminar.precision import autocast
+from laminar.schedule import (
+    HOP_DEPTH,
+    Forward,
+    correction_actions,
+    lateness_ticks,
+    parallel_actions,
+    updates_until_own,
+)
+
+if TYPE_CHECKING:
+    from laminar.plan import Plan
+
+
+@dataclass(frozen=True)
+class BlockMemory:
+    """Bytes of one block."""
+
+    parameters: float
+    input_per_sample: float
+    """What the block's input adds where a cut is before it."""
+    saved_per_sample: float
+    """What a forward keeps for its backward, beyond what the blocks before it keep."""
+    saved_per_micro_batch: float
+    """The same, for what does not grow with the micro-batch."""
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """The most that one stage holds at a time in the parallel phase."""
+
+    num_visits: int
+    """Forwards that wait for their backward, the one under way included."""
+    num_weights: int
+    """Copies of the weights that those ran at, its own weights apart."""
+
+
+def block_memories(plan: Plan) -> list[BlockMemory]:
+    """Run two and three samples through the network and count what each block keeps, on the CPU."""
+    return [
+        BlockMemory(
+            parameters=two.parameters,
+            input_per_sample=(three.input - two.input),
+            saved_per_sample=three.saved - two.saved,
+            saved_per_micro_batch=max(0, two.saved - 2 * (three.saved - two.saved)),
+        )
+        for two, three in zip(_run(plan, 2), _run(plan, 3), strict=True)
+    ]
+
+
+def stage_bytes(
+    memories: Sequence[BlockMemory], config: Config, stage: int, first: int, last: int
+) -> float:
+    """Return the bytes of stage k if it consists of blocks first .. last-1."""
+    own = memories[first:last]
+    flight = in_flight(config, stage)
+    moments = 2 if isinstance(config.optimizer, AdamWConfig) else int(config.optimizer.momentum > 0)
+    accumulates = max(config.parallel.micro_batches, config.correction.micro_batches) > 1
+    # The gradient so far, the one that is added, and their sum; or a gradient and its clipped copy.
+    gradients = 3 if accumulates else 2
+    copies = 1 + moments + gradients + flight.num_weights + (config.ema is not None)
+    per_sample = sum(m.saved_per_sample for m in own) + own[0].input_per_sample
+    fixed = sum(m.saved_per_micro_batch for m in own)
+
+    def activations(num_visits: int, num_micro: int) -> float:
+        # A backward needs about what one forward keeps; alone, it lives on what that frees.
+        room = num_visits + (num_visits > 1)
+        return room * (config.batch_size // num_micro * per_sample + fixed)
+
+    return copies * sum(m.parameters for m in own) + max(
+        activations(flight.num_visits, config.parallel.micro_batches),
+        activations(_correction_visits(config, stage), config.correction.micro_batches),
+    )
+
+
+def in_flight(config: Config, stage: int) -> InFlight:
+    """Play the parallel phase of one stage and count."""
+    p, K = config.parallel, config.num_stages
+    M, d = p.micro_batches, p.hop_delay
+    live: dict[int, tuple[int, int]] = {}
+    updates, num_visits, num_weights = 0, 0, 0
+    num_micro = 4 * (lateness_ticks(stage, K, d) + M) // M * M
+    for _, action in parallel_actions(stage, K, num_micro, d, p.order):
+        if isinstance(action, Forward):
+            s = updates_until_own(action.micro, stage, K, M, d, p.order)
+            live[action.micro] = updates, s
+            num_visits = max(num_visits, len(live))
+            num_weights = max(num_weights, len({v for v in live.values() if v[1]}))
+        else:
+            del live[action.micro]
+            updates += (action.micro + 1) % M == 0
+    return InFlight(num_visits, num_weights)
+
+
+def _correction_visits(config: Config, stage: int) -> int:
+    live = most = 0
+    M = config.correction.micro_batches
+    for action in correction_actions(stage, config.num_stages, M, HOP_DEPTH):
+        live += 1 if isinstance(action, Forward) else -1
+        most = max(most, live)
+    return most
+
+
+@dataclass(frozen=True)
+class _Kept:
+    parameters: int
+    input: int
+    saved: int
+
+
+class _Counter:
+    """Counts the bytes of tensors that autograd saves, each storage once."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._alive: dict[int, Tensor] = {}
+        """By address; alive to the end, so that no address is used twice."""
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        self._alive |= {_address(tensor): tensor for tensor in tensors}
+
+    def has(self, tensor: Tensor) -> bool:
+        return _address(tensor) in self._alive
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if not self.has(tensor):
+            self.num_bytes += tensor.untyped_storage().nbytes()
+            self.ignore([tensor])
+        return tensor
+
+
+def _run(plan: Plan, num_samples: int) -> list[_Kept]:
+    """Return for each block what a forward of the whole network keeps on its account."""
+    device, precision = torch.device("cpu"), plan.config.precision
+    counter, found = _Counter(), []
+    x = zeros(plan.problem, num_samples)
+    for index in range(plan.bounds[-1]):
+        module = plan.build_stage_module(index, index + 1).train()
+        module.set_samples(Samples(seed=0, epoch=0, indices=torch.arange(num_samples)))
+        counter.ignore([*module.parameters(), *module.buffers()])
+        before, x_in = counter.num_bytes, x
+        is_of_block_before = counter.has(x_in)
+        hooks = torch.autograd.graph.saved_tensors_hooks(counter, lambda tensor: tensor)
+        with hooks, autocast(precision, device):
+            x = module(x_in.requires_grad_() if index else x_in).detach()
+        is_counted_here = counter.has(x_in) and not is_of_block_before
+        received = 4 * x_in.numel() if index else 0
+        found.append(
+            _Kept(
+                parameters=sum(p.nbytes for p in module.parameters()),
+                input=received - (x_in.nbytes if is_counted_here and index else 0),
+                saved=counter.num_bytes - before,
+            )
+        )
+    return found
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
