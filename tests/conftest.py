@@ -15,12 +15,14 @@ import torch
 NUM_CPUS, NUM_LOGICAL_GPUS = 2, 2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Make two groups, which `make test` runs side by side: what uses Ray, and the rest."""
-    for item in items:
-        on_ray = "ray_session" in getattr(item, "fixturenames", ())
-        starts_ray = {"end_to_end", "fault"} & set(item.path.parts)
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray or starts_ray else "plain"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Make two groups, which `make test` runs side by side: what uses Ray, and the rest.
+
+    Here, because pytest-xdist reads the groups before `pytest_collection_modifyitems` of a conftest.
+    """
+    on_ray = "ray_session" in getattr(item, "fixturenames", ())
+    starts_ray = {"end_to_end", "fault"} & set(item.path.parts)
+    item.add_marker(pytest.mark.xdist_group("ray" if on_ray or starts_ray else "plain"))
 
 
 @pytest.fixture(scope="session", autouse=True)
