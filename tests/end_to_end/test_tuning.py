@@ -58,6 +58,7 @@ def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path: Path):
     address = ray.get_runtime_context().gcs_address
     command = ("tune", "search.yaml", "--address", address, "--name", "a")
     with shell.started(*command, cwd=tmp_path) as process:
+        shell.wait_until(lambda: trials() != [], process)
         shell.wait_until(is_time, process)
         process.kill()
         process.communicate()
