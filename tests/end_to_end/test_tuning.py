@@ -45,7 +45,8 @@ def metrics_of(folder: Path, trial: Trial) -> list[dict[str, Any]]:
 def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path: Path):
     """There is room for one trial, eight are wanted at once: the second queues."""
     settings = {"num_trials": 2, "algorithm": "random", "max_concurrent": 8}
-    tree = search(settings, filters=FILTERS, epochs=8, resources={"cpus_per_stage": 1})
+    resources = {"cpus_per_stage": 2}
+    tree = search(settings, filters=FILTERS, epochs=8, num_stages=1, resources=resources)
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     folder = tmp_path / "searches" / "a"
 
@@ -84,8 +85,8 @@ def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path: Path):
 
 @pytest.mark.timeout(180)
 def test_a_stage_that_dies_costs_no_epoch_and_a_trial_that_fails_no_search(tmp_path: Path):
-    """The first trial cannot fill its pipeline. Of the second, two seeds in lockstep, one of four
-    stages is killed after the first epoch.
+    """The first trial has more stages than blocks. Of the second, two seeds in lockstep, one stage
+    is killed after the first epoch.
     """
     killed: list[int] = []
 
@@ -98,16 +99,15 @@ def test_a_stage_that_dies_costs_no_epoch_and_a_trial_that_fails_no_search(tmp_p
                 process.kill()
                 return
 
-    phases = [{"phase": "parallel", "epochs": 8}]
-    delays = {"hop_delay": {"grid": [64, 1]}}
     settings = {"algorithm": "grid", "seeds": 2}
-    found = parse_search(search(settings, epochs=8, phases=phases, parallel=delays))
+    stages = {"num_stages": {"grid": [9, 1]}, "resources": {"cpus_per_stage": 0.1}}
+    found = parse_search(search(settings, epochs=8, **stages))
     folder = tmp_path / "a"
     # With an address the plans are left to the cluster, where the data is.
     result = run_search(found, storage_path=tmp_path, name="a", address="auto", listener=kill_once)
     failed, trial = result.trials
     assert failed.status == "failed"
-    assert "4(K-1)d ticks" in str(failed.error)
+    assert "number of blocks" in str(failed.error)
     assert len(killed) == 1
     lines = [json.loads(text) for text in (folder / "trials.jsonl").read_text().splitlines()]
     errors = [x["error"] for x in lines if x.get("status") == "retried" and x["trial"] == trial.id]
