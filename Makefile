@@ -4,14 +4,20 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test lint install clean
+.PHONY: train test test-ray test-rest lint install clean
 
 train: install
 	$(BIN)/laminar train $(ARGS)
 
-# Tests that wait for Ray's processes to start leave room for the others beside them.
+# Tests with Ray mostly wait for processes to start, so the rest runs beside them.
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-ray test-rest
+
+test-ray: install
+	$(BIN)/python -m pytest -m ray $(ARGS)
+
+test-rest: install
+	$(BIN)/python -m pytest -m "not ray" $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

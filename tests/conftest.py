@@ -16,13 +16,10 @@ NUM_CPUS, NUM_LOGICAL_GPUS = 2, 2
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Make two groups, which `make test` runs side by side: what uses Ray, and the rest.
-
-    Here, because pytest-xdist reads the groups before `pytest_collection_modifyitems` of a conftest.
-    """
-    on_ray = "ray_session" in getattr(item, "fixturenames", ())
+    """Mark what uses Ray: `make test` runs the rest beside it."""
     starts_ray = {"end_to_end", "fault"} & set(item.path.parts)
-    item.add_marker(pytest.mark.xdist_group("ray" if on_ray or starts_ray else "plain"))
+    if starts_ray or "ray_session" in getattr(item, "fixturenames", ()):
+        item.add_marker("ray")
 
 
 @pytest.fixture(scope="session", autouse=True)
