@@ -11,7 +11,7 @@ train: install
 
 # Tests with Ray mostly wait for processes to start, so the rest runs beside them.
 test: install
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-ray test-rest
+	@$(MAKE) --no-print-directory --jobs 2 test-ray test-rest
 
 test-ray: install
 	$(BIN)/python -m pytest -m ray $(ARGS)

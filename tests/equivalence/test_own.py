@@ -87,7 +87,7 @@ def test_tokens_stay_integers():
         },
     }
     plan = own_plan(own, precision={"memory_format": "auto"})
-    measured = measure(plan, torch.device("cpu"), num_repeats=1)
+    measured = measure(plan.config, plan, torch.device("cpu"), num_repeats=1)
     assert measured.precision.memory_format != "auto"
     plan = own_plan(own)
     assert plan.problem.dtype == "int64"
