@@ -54,6 +54,7 @@ def describe_network(network: TrainedNetwork) -> dict[str, str]:
     return {
         "laminar_version": __version__,
         "checkpoint": manifest.path.name,
+        "weights": "averaged (ema)" if plan.config.ema else "as trained",
         "model": plan.config.model.model_dump_json(),
         "num_classes": str(problem.num_classes),
         "class_names": json.dumps(network.class_names),

@@ -137,6 +137,13 @@ class RunDirectory:
         temporary.write_text(json.dumps(content) + "\n")
         temporary.replace(self.confusion_file)
 
+    def read_confusion(self) -> dict[str, Any] | None:
+        """Return what `write_confusion` recorded; None before the first epoch's end."""
+        if not self.confusion_file.is_file():
+            return None
+        content: dict[str, Any] = json.loads(self.confusion_file.read_text())
+        return content
+
     def write_environment(self, stages: list[dict[str, Any]]) -> None:
         """Record what the run runs on; `stages` says what each stage computes with."""
         names = ("torch", "torchvision", "ray", "numpy", "pydantic")

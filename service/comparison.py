@@ -62,7 +62,7 @@ def results(run: FinishedRun) -> dict[str, str]:
     trained = sum(s["parallel"] + s["correction"] for s in seconds)
     cuts = [cut for line in run.metrics for cut in line["cuts"]]
     return {
-        "epochs": f"{last['epoch']} of {run.config.epochs}",
+        "epochs done": f"{last['epoch']} of {run.config.epochs}",
         "test accuracy": f"{last['test_accuracy']:.4f}",
         "best test accuracy": f"{best['test_accuracy']:.4f} (epoch {best['epoch']})",
         "test loss": f"{last['test_loss']:.4f}",
@@ -85,11 +85,15 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """Return a value as short as it can be read; floats of written-out phases have long tails."""
+    """Return a value as short as it can be read; written-out phases are long, with long tails.
+
+    Of a mapping within a list only the values, and of its booleans the names of those that hold.
+    """
     if isinstance(value, list):
         return "[" + ", ".join(_text(entry) for entry in value) + "]"
     if isinstance(value, dict):
-        return " ".join(_text(entry) for entry in value.values())
+        shown = {key: key if entry is True else _text(entry) for key, entry in value.items()}
+        return " ".join(text for key, text in shown.items() if value[key] is not False)
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.4g}"
     return "null" if value is None else str(value)

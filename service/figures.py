@@ -31,6 +31,8 @@ KINDS = {
     "other": ("other", "#dddddd"),
 }
 MAX_TIMELINES = 12
+MAX_CONFUSED = 100
+"""Classes of a confusion matrix that can still be told apart."""
 
 
 def curves(metrics: Lines) -> go.Figure:
@@ -57,10 +59,29 @@ def curves(metrics: Lines) -> go.Figure:
             x=[None], y=[None], name=f"{phase} phase", mode="markers",
             marker={"symbol": "square", "size": 12, "color": PHASE_COLORS[phase]},
         )  # fmt: skip
-    figure.update_yaxes(type="log", row=1, col=1)
+    figure.update_yaxes(type="log", dtick="D2", row=1, col=1)
     figure.update_yaxes(tickformat=".0%", row=1, col=2)
     figure.update_xaxes(title="epoch", range=[bands[0][1], bands[-1][2]])
     return _styled(figure, 380)
+
+
+def confusion(recorded: dict[str, Any] | None) -> go.Figure | None:
+    """Which class was taken for which; None without a record, or with too many classes to see."""
+    if recorded is None or not 1 < len(recorded["class_names"]) <= MAX_CONFUSED:
+        return None
+    matrix, names = recorded["matrix"], recorded["class_names"]
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    is_legible = len(names) <= 20
+    heatmap = go.Heatmap(
+        z=shares, x=names, y=names, text=matrix, texttemplate="%{text}" if is_legible else None,
+        colorscale="Blues", zmin=0, zmax=1, showscale=False,
+        hovertemplate="%{y} taken for %{x}: %{text} (%{z:.1%})<extra></extra>",
+    )  # fmt: skip
+    figure = go.Figure(heatmap)
+    figure.update_xaxes(title="taken for", type="category")
+    figure.update_yaxes(title="class", type="category", autorange="reversed")
+    figure.update_layout(width=640)
+    return _styled(figure, 560)
 
 
 def phase_seconds(metrics: Lines) -> go.Figure:
@@ -224,7 +245,7 @@ def overlay(runs: dict[str, Lines]) -> go.Figure:
                 line_color=CUT_COLORS[number % len(CUT_COLORS)], showlegend=column == 1,
                 row=1, col=column,
             )  # fmt: skip
-    figure.update_yaxes(type="log", row=1, col=1)
+    figure.update_yaxes(type="log", dtick="D2", row=1, col=1)
     figure.update_yaxes(tickformat=".1%", row=1, col=2)
     figure.update_yaxes(tickformat=".1%", row=1, col=3)
     figure.update_xaxes(title="epoch")

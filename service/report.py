@@ -56,6 +56,10 @@ _TEXTS = {
         "is what pooling and casting lose of the output y. p is the gradient of a sample's loss "
         "with respect to y: a stationary point of the penalty method with rho = 1 is |p| away.",
     ),
+    "confusion": (
+        "Confusion matrix",
+        "How many test images of each class (row) were taken for which (column); colours by row.",
+    ),
     "cut_bytes": (
         "Bytes over each cut",
         "Training and evaluation, payload without headers: inside actor calls (inline) and through "
@@ -84,6 +88,7 @@ def write_report(run: RunDirectory, path: Path) -> None:
         )
     shown = {
         "curves": figures.curves(metrics),
+        "confusion": figures.confusion(run.read_confusion()),
         "phase_seconds": figures.phase_seconds(metrics),
         "stage_seconds": figures.stage_seconds(timeline) if timeline else None,
         "timelines": figures.timelines(timeline),
@@ -124,7 +129,7 @@ def _cards(config: Config, metrics: Sequence[dict[str, Any]]) -> str:
         "of the passes parallel": f"{last['parallel_fraction']:.0%}",
         "seconds": f"{seconds:,.0f}",
         "samples/s in the last epoch": f"{last['samples_per_s']:,.0f}",
-        "MB over the cuts": f"{sent / 1e6:,.0f}",
+        "MB over the cuts in training": f"{sent / 1e6:,.0f}",
     }
     texts = (f'<div class="card"><b>{v}</b><span>{k}</span></div>' for k, v in cards.items())
     return f'<div class="cards">{"".join(texts)}</div>'

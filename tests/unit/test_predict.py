@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from laminar.checkpoint import MANIFEST, list_checkpoints, read_manifest
-from laminar.config import Config, DigitsConfig
-from laminar.data import describe, load_images
+from laminar.config import Config, DigitsConfig, ImageFolderConfig
+from laminar.data import describe, load_image, load_images
 from laminar.inference import load_network, predict
 from laminar.plan import make_plan
 from tests.tiny import tiny_plan, write_run
@@ -109,6 +109,26 @@ def test_classes_go_by_their_folders_names(tmp_path: Path, laminar: Laminar):
     code, out, _ = laminar("predict", run, tmp_path / "bee.png")
     assert code == 0, "a network that has left its data must still predict"
     assert "[ant]" in out
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_an_image_is_prepared_as_a_test_image(fit: str, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            image = Image.fromarray(rng.integers(0, 256, (20, 33, 3), dtype=np.uint8))
+            image.save(tmp_path / split / name / "a.png")
+    data = ImageFolderConfig.model_validate(
+        {
+            "name": "image_folder", "root": str(tmp_path), "image_size": 8, "fit": fit,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+    )  # fmt: skip
+    expected = load_images(data, "test")
+    for row, name in zip(expected, ("ant", "bee"), strict=True):
+        found = load_image(data, describe(data), tmp_path / "test" / name / "a.png")
+        assert torch.equal(found, row)
 
 
 def test_a_checkpoint_of_before_class_names_still_loads(digits: Path):

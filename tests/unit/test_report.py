@@ -79,6 +79,7 @@ def make_run(path: Path, config: Config | None = None, offset: float = 0.0) -> R
     for epoch in (1, 2, 3):
         run.append_metrics(metrics_line(epoch, offset))
         run.append_timeline(timeline_line(epoch))
+    run.write_confusion(3, ["ant", "bee"], [[3, 1], [0, 4]])
     return run
 
 
@@ -166,6 +167,18 @@ def test_violations_and_bytes_are_those_of_the_cuts():
     }
 
 
+def test_the_confusion_matrix_is_coloured_by_row():
+    recorded = {"class_names": ["ant", "bee"], "matrix": [[3, 1], [0, 0]]}
+    figure = figures.confusion(recorded)
+    assert figure is not None
+    (heatmap,) = figure.data
+    assert [values(row) for row in heatmap.z] == [[0.75, 0.25], [0, 0]]
+    assert [values(row) for row in heatmap.text] == [[3, 1], [0, 0]]
+    assert (list(heatmap.x), list(heatmap.y)) == (["ant", "bee"], ["ant", "bee"])
+    many = {"class_names": [str(n) for n in range(1000)], "matrix": []}
+    assert figures.confusion(None) is figures.confusion(many) is None
+
+
 def test_one_stage_has_neither_cuts_nor_violations():
     line = {
         "epoch": 1,
@@ -191,15 +204,17 @@ def test_a_report_is_one_file_that_loads_nothing(tmp_path: Path, laminar: Lamina
         assert words in page
     titles = re.findall(r"<h2>([^<]*)</h2>", page)
     assert titles == [
-        "Loss and accuracy", "Seconds per phase", "What the seconds of each stage went into",
+        "Loss and accuracy", "Confusion matrix", "Seconds per phase",
+        "What the seconds of each stage went into",
         "Timeline", "Constraint violation", "Bytes over each cut",
     ]  # fmt: skip
-    assert page.count("Plotly.newPlot(") - page.split("</style>")[0].count("Plotly.newPlot(") >= 6
+    assert page.count("Plotly.newPlot(") - page.split("</style>")[0].count("Plotly.newPlot(") >= 7
 
 
 def test_a_run_without_a_timeline_still_has_a_report(tmp_path: Path):
     run = make_run(tmp_path / "run")
     run.timeline_file.unlink()
+    run.confusion_file.unlink()
     write_report(run, tmp_path / "report.html")
     titles = re.findall(r"<h2>([^<]*)</h2>", (tmp_path / "report.html").read_text())
     assert titles == ["Loss and accuracy", "Seconds per phase"]
@@ -219,6 +234,11 @@ def test_only_settings_that_differ_are_listed():
         "optimizer.lr": ["0.1", "0.2"],
     }
     assert differing_settings([one, one]) == {}
+    filters = [{"pool": 2, "cast": "fp16"}, {"cast": "int8", "parallel_only": True}]
+    three = Config.model_validate({"num_stages": 3, "filters": filters})
+    found = differing_settings([Config.model_validate({"num_stages": 3}), three])
+    assert found["filters"] == ["", "[2 fp16, 1 int8 parallel_only]"]
+    assert found["filters.pool"] == ["2", ""]
 
 
 def test_a_comparison_is_a_table(tmp_path: Path, laminar: Laminar):
@@ -234,7 +254,7 @@ def test_a_comparison_is_a_table(tmp_path: Path, laminar: Laminar):
     assert rows["seconds of training"] == ["30.0", "30.0"]
     assert rows["MB inline over cuts"] == ["6.0", "6.0"]
     assert rows["MB through the store"] == ["9.0", "9.0"]
-    assert "epochs" in rows
+    assert rows["epochs done"] == ["3", "of", "3", "3", "of", "3"]
     assert "batch_size" not in rows
     page = html.read_text()
     assert "one, two" in page
