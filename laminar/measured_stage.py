@@ -120,7 +120,7 @@ class MeasuredStage(Stage):
         y = visit.out.detach()
         received = self._through_filter(y, message)
         norm = float(y.norm())
-        error = float((y - received).norm()) / norm
+        error = _ratio(float((y - received).norm()), norm)
         self._probing = _Probing(u.detach(), self.module.samples, received, norm, error)
 
     @torch.no_grad()
@@ -138,9 +138,9 @@ class MeasuredStage(Stage):
             y = functional_call(self.module, state, (probing.u,))
         x = self._through_filter(y.float())
         self.cut = CutProbe(
-            violation=float((x - probing.received).norm() / x.norm()),
+            violation=_ratio(float((x - probing.received).norm()), float(x.norm())),
             filter_error=probing.filter_error,
-            adjoint_ratio=probing.adjoint_norm / probing.y_norm,
+            adjoint_ratio=_ratio(probing.adjoint_norm, probing.y_norm),
         )
         self._probing = None
 
@@ -149,3 +149,8 @@ class MeasuredStage(Stage):
         assert self._filter_out is not None
         message = self._filter_out.encode(y) if message is None else message
         return self._filter_out.decode(message, spatial_size(y))
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Return part / whole, 0 of nothing: a network may die, and measuring must not end its run."""
+    return part / whole if whole else 0.0

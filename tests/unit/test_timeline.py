@@ -158,6 +158,15 @@ def test_lateness_leaves_the_constraint_as_far_as_the_weights_move():
     assert found[0][1] < found[1][1] < found[2][1] < 1
 
 
+def test_a_dead_stage_can_be_measured():
+    engine = MeasuredEngine(plan_of("parallel"))
+    for name, tensor in engine.stages[0].module.public_tensors():
+        if name.startswith("stem.bn1"):
+            tensor.detach().zero_()
+    engine.run()
+    assert engine.cuts[0][0] == CutProbe(violation=0, filter_error=0, adjoint_ratio=0)
+
+
 def test_the_adjoint_is_compared_with_the_output_of_a_sample():
     """By hand: the correction phase's adjoint is the exact gradient of the batch's mean loss."""
     plan = plan_of("correction", num_stages=2, cuts=[3], filters=[{"pool": 1, "cast": "fp32"}],
