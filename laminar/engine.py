@@ -1,7 +1,7 @@
 """What a stage does in each phase, as a program that asks for messages instead of waiting.
 
 A program is a generator: it yields `Send` and `Receive`, and whoever drives it (a Ray actor with
-a mailbox, a test with a scripted network) answers a `Receive` with the message. So what a stage
+a mailbox, `laminar/one_process.py`) answers a `Receive` with the message. So what a stage
 computes cannot depend on when a message happens to arrive.
 """
 

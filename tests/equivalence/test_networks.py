@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from laminar.one_process import OneProcessEngine
 from tests.equivalence.test_reference import plain_training
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, tiny_plan
 
 MODELS = {
@@ -17,7 +17,7 @@ MIXED = [{"phase": "correction", "epochs": 1}, {"phase": "parallel", "epochs": 1
 
 
 def engine_state(plan, seed=0):
-    engine = ScriptedEngine(plan, seed)
+    engine = OneProcessEngine(plan, seed)
     engine.run()
     return engine.state()
 
@@ -68,10 +68,10 @@ def test_masks_do_not_depend_on_micro_batches():
 def test_a_whole_segment_later_starts_with_the_same_masks():
     """As a resumed run does: the second epoch alone, from the weights that the first one left."""
     plan = dropout_plan(2, 2, phase="parallel", norm="batch")
-    unbroken, broken = ScriptedEngine(plan), ScriptedEngine(plan)
+    unbroken, broken = OneProcessEngine(plan), OneProcessEngine(plan)
     unbroken.run()
     broken.train(plan.segments[0])
-    resumed = ScriptedEngine(plan)
+    resumed = OneProcessEngine(plan)
     for stage in resumed.stages:
         stage.load_state(broken.state())
     resumed.train(plan.segments[1])

@@ -8,8 +8,8 @@ from torch import nn
 from laminar.data import open_inputs, open_labels
 from laminar.evaluation import evaluate_run
 from laminar.networks import build_blocks
+from laminar.one_process import OneProcessEngine
 from tests.pairwise import covering
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, tiny_plan, write_run
 
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
@@ -48,7 +48,7 @@ def test_engine_equals_reference(case):
         filters={"pool": 2, "cast": "int8"},
         phases=[{"phase": "correction", "epochs": 1}, {"phase": "parallel", "epochs": 1}],
     )
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     state = run_reference(plan).state()
     assert differing(state, engine.state()) == []
@@ -120,7 +120,7 @@ def test_a_state_goes_on_at_other_cuts(optimizer):
             filters={},
             phases=[{"phase": "correction", "epochs": 2}],
         )
-        return ScriptedEngine(plan)
+        return OneProcessEngine(plan)
 
     unbroken, first, second = engine(1), engine(2), engine(3)
     unbroken.run()
@@ -134,7 +134,7 @@ def test_a_state_goes_on_at_other_cuts(optimizer):
 
 def test_evaluation_uses_the_average_in_the_run_and_after_it(tmp_path):
     plan = tiny_plan(num_stages=2, ema={"decay": 0.9}, optimizer=ADAMW)
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     accuracy = engine.evaluate(2)
     state = engine.state()

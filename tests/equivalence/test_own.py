@@ -7,16 +7,16 @@ from torch import nn
 from laminar.data import open_inputs
 from laminar.errors import ConfigError
 from laminar.evaluation import evaluate_run
+from laminar.one_process import OneProcessEngine
 from laminar.profile import measure
 from tests.own import NUM_TEST, OWN, WIDTH, own_plan
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, write_run
 
 MIXED = [{"phase": "correction", "epochs": 1}, {"phase": "parallel", "epochs": 1}]
 
 
 def engine_state(plan, seed=0):
-    engine = ScriptedEngine(plan, seed)
+    engine = OneProcessEngine(plan, seed)
     engine.run()
     return engine.state()
 
@@ -98,7 +98,7 @@ def test_tokens_stay_integers():
 def test_evaluation_of_a_checkpoint(tmp_path):
     plan = own_plan(num_stages=2)
     write_run(tmp_path, plan)
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     f = plan.factories
     found = evaluate_run(tmp_path, blocks=f.blocks, datasets=f.datasets, loss=f.loss)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from laminar.evaluation import evaluate_run
+from laminar.one_process import OneProcessEngine
 from tests.pairwise import covering
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, tiny_plan, write_run
 
 FACTORS = (
@@ -32,7 +32,7 @@ def precision_plan(compute, memory_format, parallel_only, filters, num_stages):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_engine_equals_reference(case):
     plan = precision_plan(*case)
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     state = run_reference(plan).state()
     assert differing(state, engine.state()) == []
@@ -51,7 +51,7 @@ def test_every_setting_matters():
 
 def test_channels_last_is_the_same_mathematics_and_reaches_the_weights():
     plan = precision_plan("fp32", "channels_last", False, {"pool": 2}, 2)
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.train(plan.segments[0])
     weight = engine.stages[1].learner.parameters[0]
     assert weight.dim() == 4
@@ -68,7 +68,7 @@ def test_a_filter_of_the_parallel_phase_is_absent_from_evaluation(tmp_path, comp
     """`laminar evaluate` computes in fp32 and without it; so does the run, up to bf16."""
     filters = {"pool": 4, "cast": "int8", "parallel_only": True}
     plan = precision_plan(compute, "contiguous", True, filters, 2)
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     engine.stages[-1].take_tally()
     accuracy = engine.evaluate(2)

@@ -10,7 +10,7 @@ from torch import nn
 
 from laminar.data import open_inputs, open_labels
 from laminar.networks import build_blocks
-from tests.scripted import ScriptedEngine
+from laminar.one_process import OneProcessEngine
 from tests.tiny import differing, run_reference, tiny_plan
 
 
@@ -159,7 +159,7 @@ def test_late_gradients_by_hand():
         optimizer={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
         schedule={"warmup_epochs": 0},
     )
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.train(plan.segments[0])
     cut = plan.bounds[1]
     first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
@@ -191,7 +191,7 @@ def descend(module, gradient, lr):
 
 def test_evaluation_counts_every_sample_once():
     plan = tiny_plan(num_stages=3, filters={"pool": 2, "cast": "int8"})
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     accuracy = engine.evaluate(2)
     module = plan.build_stage_module(0, 5).eval()
@@ -204,6 +204,6 @@ def test_evaluation_counts_every_sample_once():
 
 
 def _engine(plan, seed=0):
-    engine = ScriptedEngine(plan, seed)
+    engine = OneProcessEngine(plan, seed)
     engine.run()
     return engine

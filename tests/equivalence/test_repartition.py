@@ -6,9 +6,9 @@ from laminar.config import ResourceConfig
 from laminar.config_file import dump_config, load_config
 from laminar.engine import evaluation
 from laminar.errors import ConfigError
+from laminar.one_process import OneProcessEngine
 from laminar.plan import make_plan
 from laminar.repartition import changes, is_same_run, repartition
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, tiny_plan
 
 INT8 = {"pool": 2, "cast": "int8"}
@@ -19,7 +19,7 @@ def at_other_cuts(plan, num_stages, cuts=None):
 
 
 def engine_at(plan, state):
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     for stage in engine.stages:
         stage.load_state(state)
     return engine
@@ -43,7 +43,7 @@ def test_the_function_and_exact_training_stay(num_stages, cuts, parallel_only):
         filters=[{**INT8, "parallel_only": parallel_only}, {"cast": "bf16"}],
         phases=[{"phase": "parallel", "epochs": 1}, {"phase": "correction", "epochs": 2}],
     )
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     for segment in plan.segments[:2]:
         engine.train(segment)
     state = engine.state()
@@ -70,7 +70,7 @@ def test_engine_equals_reference_with_filters_inside_stages(parallel_only):
     other = at_other_cuts(plan, 2, (4,))
     assert [f.boundary for f in other.config.kept_filters] == [2, 3]
     assert other.filters[4].is_identity
-    engine = ScriptedEngine(other)
+    engine = OneProcessEngine(other)
     engine.run()
     state = run_reference(other).state()
     assert differing(state, engine.state()) == []

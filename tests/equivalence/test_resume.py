@@ -9,10 +9,10 @@ from actors import LayerParallelTrainer
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.data import describe
 from laminar.evaluation import evaluate_run
+from laminar.one_process import OneProcessEngine
 from laminar.plan import make_plan
 from laminar.progress import Notice
 from laminar.run_directory import RunDirectory
-from tests.scripted import ScriptedEngine
 from tests.tiny import TINY_MODEL, differing, run_reference, tiny_config, tiny_plan
 
 
@@ -88,7 +88,7 @@ def test_resumed_with_another_number_of_stages(unbroken, tmp_path):
         (before.cuts[0], *before.filters[0].model_dump(include={"pool", "cast"}).values())
     ]
     assert config.resources.cpus_per_stage == 0.5
-    engine = ScriptedEngine(make_plan(config, describe(config.data)), is_new=False)
+    engine = OneProcessEngine(make_plan(config, describe(config.data)), is_new=False)
     engine.stages[0].load_state(tensors)
     for segment in engine.plan.segments:
         if segment.epoch == 3:

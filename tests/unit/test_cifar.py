@@ -16,9 +16,9 @@ import torch
 from laminar.config import Cifar10Config, Cifar100Config, Config
 from laminar.data import class_names, describe, load_images, load_labels
 from laminar.errors import DataError
+from laminar.one_process import OneProcessEngine
 from laminar.plan import Problem, make_plan
 from tests.cifar_files import NAMES, pixels, write_cifar10, write_cifar100
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference
 
 
@@ -109,6 +109,6 @@ def test_the_engine_trains_on_cifar_with_every_augmentation(cifar10: Path):
         }
     )
     plan = make_plan(config, describe(config.data))
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     assert differing(run_reference(plan).state(), engine.state()) == []

@@ -14,9 +14,9 @@ from PIL import Image
 from laminar.config import Config
 from laminar.config_file import load_config
 from laminar.data import describe
+from laminar.one_process import OneProcessEngine
 from laminar.plan import Problem, Segment, make_plan
 from tests.cifar_files import write_cifar10, write_cifar100
-from tests.scripted import ScriptedEngine
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 REAL = {
@@ -94,7 +94,7 @@ def test_an_example_trains_on_data_of_its_format(
 ):
     config = load_config(path)
     config = shrunk(config, WRITERS[config.data.name](tmp_path, monkeypatch))
-    engine = ScriptedEngine(make_plan(config, describe(config.data)))
+    engine = OneProcessEngine(make_plan(config, describe(config.data)))
     before = engine.state()
     engine.train(Segment("parallel", epoch=0, first_batch=0, num_batches=1))
     engine.train(Segment("correction", epoch=1, first_batch=0, num_batches=1))

@@ -22,8 +22,8 @@ from laminar.data.readers import StreamedReader
 from laminar.data.resized_crop import crop_bits, crop_boxes
 from laminar.errors import DataError
 from laminar.evaluation import evaluate_run
+from laminar.one_process import OneProcessEngine
 from laminar.plan import make_plan
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, write_run
 
 SIZE, NUM_TRAIN, NUM_TEST = 8, 10, 5
@@ -299,7 +299,7 @@ def test_the_engine_trains_on_a_stream_as_the_reference_does(root: Path, tmp_pat
     phases = [{"phase": "correction", "epochs": 1}, {"phase": "parallel", "epochs": 1}]
     changed = Config.model_validate({**tree, "num_stages": 2, "phases": phases})
     plan = make_plan(changed, describe(changed.data))
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     assert differing(run_reference(plan).state(), engine.state()) == []
     write_run(tmp_path / "run", plan)

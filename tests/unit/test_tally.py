@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from laminar.evaluation import evaluate_run
+from laminar.one_process import OneProcessEngine
 from laminar.tally import Tally
-from tests.scripted import ScriptedEngine
 from tests.tiny import tiny_plan, write_run
 
 
@@ -62,7 +62,7 @@ def test_engine_and_evaluation_of_its_checkpoint_count_alike(tmp_path: Path):
     data = tiny_plan().config.data.model_dump() | {"num_classes": 7}
     plan = tiny_plan(num_stages=2, data=data)
     write_run(tmp_path / "run", plan)
-    engine = ScriptedEngine(plan)
+    engine = OneProcessEngine(plan)
     engine.run()
     tally = engine.count_test(2)
     found = evaluate_run(tmp_path / "run")

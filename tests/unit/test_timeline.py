@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from laminar.measured_stage import CutProbe, MeasuredStage
+from laminar.one_process import OneProcessEngine
 from laminar.plan import Plan, Segment
 from laminar.timeline import MAX_SPANS, Clock, Span, TimedBatches, traced_batches
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, tiny_plan
 
 NUM_BATCHES = 12
@@ -88,7 +88,7 @@ def test_the_middle_of_a_phase_is_traced(arguments: Any, expected: range):
     assert traced_batches(*arguments) == expected
 
 
-class MeasuredEngine(ScriptedEngine):
+class MeasuredEngine(OneProcessEngine):
     """The scripted engine with stages that measure each segment's middle batch."""
 
     def __init__(self, plan: Plan, seed: int = 0) -> None:
@@ -120,7 +120,7 @@ def plan_of(phase: str, **changes: Any) -> Plan:
 @pytest.mark.parametrize("phase", ["parallel", "correction"])
 def test_measuring_changes_no_bit(phase: str):
     plan = plan_of(phase)
-    plain, measured = ScriptedEngine(plan), MeasuredEngine(plan)
+    plain, measured = OneProcessEngine(plan), MeasuredEngine(plan)
     plain.run()
     measured.run()
     assert differing(plain.state(), measured.state()) == []

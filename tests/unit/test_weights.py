@@ -11,11 +11,11 @@ from torchvision.models import resnet18
 from laminar.config import Config, FilterConfig
 from laminar.data import with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError
+from laminar.one_process import OneProcessEngine
 from laminar.plan import Problem, make_plan
 from laminar.reference import Reference
 from laminar.stage import Stage
 from laminar.weights import check_weights, load_weights, notices, read_weights
-from tests.scripted import ScriptedEngine
 from tests.tiny import differing, run_reference, tiny_plan
 
 TINY = {"name": "resnet18", "width": 4}
@@ -161,7 +161,7 @@ def test_engine_and_reference_start_from_the_same_weights(tmp_path):
     save_file({n: t.detach() for n, t in module.public_tensors()}, tmp_path / "w.safetensors")
     model = {**TINY, "weights": str(tmp_path / "w.safetensors")}
     plan = tiny_plan(4, model=model, filters=INT8)
-    reference, engine = run_reference(plan), ScriptedEngine(plan)
+    reference, engine = run_reference(plan), OneProcessEngine(plan)
     assert torch.equal(engine.state()["model.conv1.weight"], module.blocks[0].conv1.weight)
     engine.run()
     assert differing(reference.state(), engine.state()) == []

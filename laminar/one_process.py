@@ -1,4 +1,9 @@
-"""A scripted network: K programs in one process, messages delivered in an order a seed chooses."""
+"""The engine in one process, without Ray: the same stages and programs, messages handed over.
+
+For tests of exactness, and for studies of accuracy at more stages than a machine has cores. What a
+stage computes does not depend on when a message arrives; here a seed chooses the order in which
+the stages get on, so that a test can see it.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +50,14 @@ def run_programs(programs: Sequence[Program], seed: int) -> None:
     assert not any(box), "messages nobody asked for"
 
 
-class ScriptedEngine:
-    """The engine without Ray: the same stages and programs over a scripted network."""
+class OneProcessEngine:
+    """K stages on the CPU of this process.
+
+    Args:
+        plan: The resolved run.
+        seed: Chooses the order in which the stages get on; the result is the same for all.
+        is_new: As for `Stage`.
+    """
 
     def __init__(self, plan: Plan, seed: int = 0, *, is_new: bool = True) -> None:
         self.plan, self.seed = plan, seed
@@ -58,17 +69,21 @@ class ScriptedEngine:
         self.labels = [labels if k == K - 1 else None for k in range(K)]
 
     def run(self) -> None:
+        """Train the whole plan."""
         for segment in self.plan.segments:
             self.train(segment)
 
     def train(self, segment: Segment) -> None:
+        """Train one segment."""
         self._drive(lambda stage, x, y: training_phase(stage, segment, x, y))
         self.seed += 1
 
     def evaluate(self, num_batches: int) -> float:
+        """Return the accuracy on so many batches of the test set, 0..1."""
         return self.count_test(num_batches).means()["accuracy"]
 
     def count_test(self, num_batches: int) -> Tally:
+        """Return what is counted over so many batches of the test set."""
         self.stages[-1].take_tally()
         self._drive(lambda stage, x, y: evaluation(stage, num_batches, x, y))
         return self.stages[-1].take_tally()
@@ -78,4 +93,5 @@ class ScriptedEngine:
         run_programs([program(*a) for a in args], self.seed)
 
     def state(self) -> dict[str, Tensor]:
+        """Return the state of all stages; see `Stage.state`."""
         return {name: t for stage in self.stages for name, t in stage.state().items()}

@@ -1,0 +1,52 @@
+"""What is trained for the accuracy tables: one entry a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Trainer = Literal["ray", "one process", "serial"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table."""
+
+    file: str
+    """Configuration beside this program, and the panel of the figure."""
+    label: str
+    """Data set, network, setting."""
+    overrides: tuple[str, ...] = ()
+    trainer: Trainer = "ray"
+    """Ray's actors; the same stages in one process; or ordinary backprop, the baseline."""
+
+
+def _stages(num: int, *more: str) -> tuple[str, ...]:
+    """Return the overrides for K stages on two cores."""
+    return (f"num_stages={num}", f"resources.cpus_per_stage={2 / num}", *more)
+
+
+_INT8 = "filters={pool: 1, cast: int8}"
+_M4 = "parallel.micro_batches=4"
+
+CASES = {
+    "digits-k2": Case("digits", "digits, ResNet-20, K=2, 2x2 fp16"),
+    "digits-serial": Case("digits", "digits, ResNet-20, serial", trainer="serial"),
+    "mnist-k2": Case("mnist", "MNIST, ResNet-8, K=2, 2x2 fp16"),
+    "mnist-serial": Case("mnist", "MNIST, ResNet-8, serial", trainer="serial"),
+    "cifar10-k2": Case("cifar10", "CIFAR-10, ResNet-8, K=2, 2x2 fp16"),
+    "cifar10-k3": Case("cifar10", "CIFAR-10, ResNet-8, K=3, 2x2 fp16", _stages(3, _M4)),
+    "cifar10-k3-int8": Case(
+        "cifar10", "CIFAR-10, ResNet-8, K=3, int8 without pooling", _stages(3, _M4, _INT8)
+    ),
+    "cifar10-serial": Case("cifar10", "CIFAR-10, ResNet-8, serial", trainer="serial"),
+}
+for _name, _title in (("resnet20", "ResNet-20"), ("wrn16_2", "WRN-16-2")):
+    _model, _where = f"model.name={_name}", f"CIFAR-10 (10,000 images), {_title}"
+    CASES[f"{_name}-serial"] = Case("cifar10_10k", f"{_where}, serial", (_model,), trainer="serial")
+    for _k in (2, 3, 4):
+        _filter = ("filters={pool: 2, cast: fp16}",) if _k == 2 else (_INT8, _M4)
+        _how = "2x2 fp16" if _k == 2 else "int8 without pooling"
+        CASES[f"{_name}-k{_k}"] = Case(
+            "cifar10_10k", f"{_where}, K={_k}, {_how}", _stages(_k, _model, *_filter)
+        )

@@ -1,0 +1,175 @@
+"""Hybrids beside their controls on 10,000 images of CIFAR-10 at 16x16, one comparison a row."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy import stats
+
+from benchmarks.accuracy.cases import Case, Trainer
+
+CASES: dict[str, Case] = {}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A layer-parallel run and the serial ones it must be held against, by the names of cases."""
+
+    hybrid: str
+    full: str
+    """(a) As many passes."""
+    exact_only: str
+    """(b) Only as many passes as the hybrid has exact ones, annealed to zero."""
+    same_time: str
+    """(c) Annealed to zero within the hybrid's time."""
+    time: str
+    """How that time was found."""
+
+
+def _case(model: str, passes: int, setting: str, trainer: Trainer, *overrides: str) -> str:
+    """Add a case unless it is there; return its name."""
+    short = setting.lower().replace("=", "").replace(", ", "-").replace(" ", "-")
+    name = f"{model}_16-{passes}-{short}"
+    settings = (f"model.name={model}", f"epochs={passes}", *overrides)
+    CASES[name] = Case("cifar10_16", f"{model}, {passes} passes, {setting}", settings, trainer)
+    return name
+
+
+def _compare(
+    model: str, passes: int, setting: str, cost: float, time: str, exact: float, *settings: str
+) -> Comparison:
+    """Add a hybrid with its controls.
+
+    Args:
+        model: Network.
+        passes: Of the hybrid over the data.
+        setting: Words for the hybrid.
+        cost: Its time for one pass, in serial passes.
+        time: Where that comes from.
+        exact: Share of its passes that are exact.
+        settings: Overrides of the hybrid.
+    """
+    common = tuple(s for s in settings if s.startswith("batch_size="))
+
+    def serial(num: float) -> str:
+        return _case(model, math.ceil(round(num, 6)), "serial", "serial", *common)
+
+    return Comparison(
+        hybrid=_case(model, passes, setting, "one process", *settings),
+        full=serial(passes),
+        exact_only=serial(exact * passes),
+        same_time=serial(cost * passes),
+        time=time,
+    )
+
+
+def _free_cost(num_stages: int, exact: float) -> float:
+    """Return the time of a pass on K equal devices in serial passes, exchange free.
+
+    A correction phase of 4 micro-batches takes (4+K-1)/(4K) of a serial pass.
+    """
+    return (1 - exact) / num_stages + exact * (4 + num_stages - 1) / (4 * num_stages)
+
+
+# Of one core's serial speed on two cores, benchmarks/speed/table.md: the parallel phase is 1.657
+# times as fast, the correction phase 1.295 times.
+_K2_COST = 0.9 / 1.657 + 0.1 / 1.295
+_MEASURED, _COUNTED = "wall-clock on two cores", "K equal devices, exchange free"
+
+
+def _deep(num_stages: int, more: str = "") -> tuple[str, ...]:
+    """Return the settings for more than two stages."""
+    return (
+        f"num_stages={num_stages}",
+        f"parallel.micro_batches={num_stages}",
+        "parallel.order=backward_first",
+        "phases={warmup: 0.1, correction: 0.05}",
+        "filters={pool: 1, cast: int8}",
+        *([more] if more else []),
+    )
+
+
+COMPARISONS = [
+    *(
+        _compare("resnet8", n, "K=2, 2x2 fp16", _K2_COST, _MEASURED, 0.1, "num_stages=2")
+        for n in (20, 40)
+    ),
+    *(
+        _compare("resnet8", n, "K=4, int8", _free_cost(4, 0.15), _COUNTED, 0.15, *_deep(4))
+        for n in (20, 40)
+    ),
+    _compare(
+        "resnet20", 40, "K=8, int8", _free_cost(8, 0.15), _COUNTED, 0.15, *_deep(8, "batch_size=96")
+    ),
+]
+
+
+def write_study(results: Path, page: Path) -> None:
+    """Write the table of all comparisons that have at least one seed."""
+    rows = [
+        "| hybrid | seeds | accuracy | (a) as many passes | difference, paired, 95% interval "
+        "| (b) exact passes only | (c) same time | gains |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in COMPARISONS:
+        found = {
+            part: _finals(results, getattr(row, part))
+            for part in ("hybrid", "full", "exact_only", "same_time")
+        }
+        if found["hybrid"]:
+            rows.append(_row(row, found))
+    page.write_text("\n".join(rows) + "\n")
+
+
+def _row(row: Comparison, found: dict[str, dict[int, float]]) -> str:
+    hybrid, full = found["hybrid"], found["full"]
+    cells = [CASES[row.hybrid].label, str(len(hybrid)), _spread(hybrid), _spread(full)]
+    paired = [100 * (hybrid[seed] - full[seed]) for seed in sorted(hybrid.keys() & full.keys())]
+    cells.append(_interval(paired))
+    for part in ("exact_only", "same_time"):
+        num = CASES[getattr(row, part)].label.split(", ")[1]
+        cells.append(f"{num}: {_spread(found[part])}")
+    cells[-1] += f" ({row.time})"
+    cells.append(_verdict(hybrid, found["exact_only"], found["same_time"]))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _verdict(hybrid: dict[int, float], *controls: dict[int, float]) -> str:
+    """Say whether the hybrid is above both controls by more than the larger spread."""
+    if any(len(values) < 2 for values in (hybrid, *controls)):
+        return "too few seeds"
+    spread = max(statistics.stdev(values.values()) for values in (hybrid, *controls))
+    mean = statistics.mean(hybrid.values())
+    gain = min(mean - statistics.mean(control.values()) for control in controls)
+    return "yes" if gain > spread else "**no**"
+
+
+def _finals(results: Path, name: str) -> dict[int, float]:
+    """Return the last test accuracy of each seed."""
+    found = {}
+    for path in results.glob(f"{name}-seed*.jsonl"):
+        last = json.loads(path.read_text().splitlines()[-1])
+        found[int(path.stem.rpartition("seed")[2])] = last["test_accuracy"]
+    return found
+
+
+def _spread(values: dict[int, float]) -> str:
+    if not values:
+        return "-"
+    spread = f" +- {statistics.stdev(values.values()):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values.values()):.4f}{spread} ({len(values)})"
+
+
+def _interval(points: list[float]) -> str:
+    """Return mean and 95% interval of paired differences in percentage points, by Student's t."""
+    if not points:
+        return "-"
+    mean = statistics.mean(points)
+    if len(points) < 2:
+        return f"{mean:+.2f}"
+    half = stats.t.ppf(0.975, len(points) - 1) * statistics.stdev(points) / len(points) ** 0.5
+    return f"**{mean:+.2f}** [{mean - half:+.2f}, {mean + half:+.2f}]"
