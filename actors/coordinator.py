@@ -12,12 +12,13 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import Reservation
-from actors.epoch_record import epoch_metrics, phase_record
+from actors.epoch_record import epoch_metrics, ledger_entry, phase_record
 from actors.mailbox import Aborted
 from actors.stage_actor import StageActor, StageProgress, StageReport
 from laminar.checkpoint import prune, publish
 from laminar.data import num_test_batches
 from laminar.event_log import EventLog
+from laminar.exactness import Exactness, is_in_ledger
 from laminar.plan import Plan, Segment
 from laminar.progress import PhaseName, Progress
 from laminar.run_directory import RunDirectory
@@ -71,12 +72,25 @@ class Stages:
         """Take over a checkpoint."""
         self.gather([actor.load.remote(folder) for actor in self.actors])
 
-    def train(self, segment: Segment, *, is_measured: bool = False) -> list[StageReport]:
+    def train(
+        self, segment: Segment, *, is_measured: bool = False, is_kept: bool = False
+    ) -> list[StageReport]:
         """Run one segment on all stages, tracing and probing a few of its batches if asked to."""
         self._phase += 1
         return self.gather(
-            [actor.train.remote(segment, self._phase, is_measured) for actor in self.actors]
+            [
+                actor.train.remote(segment, self._phase, is_measured, is_kept)
+                for actor in self.actors
+            ]
         )
+
+    def measure_exactness(self, segment: Segment) -> list[Exactness]:
+        """Compare the gradients that a batch of a measured segment was given with exact ones."""
+        self._phase += 1
+        reports: list[StageReport] = self.gather(
+            [actor.measure_exactness.remote(segment, self._phase) for actor in self.actors]
+        )
+        return [report.exactness for report in reports if report.exactness is not None]
 
     def evaluate(self) -> list[StageReport]:
         """Run the test set through all stages."""
@@ -206,7 +220,8 @@ class Coordinator:
         plan = self._plan
         segments = [s for s in plan.segments if s.epoch == epoch]
         measured = _longest_of_each_phase(segments)
-        seconds = {"parallel": 0.0, "correction": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
+        seconds = dict.fromkeys(("parallel", "correction", "ledger", "evaluation"), 0.0)
+        entry: dict[str, Any] | None = None
         reports: list[tuple[Segment, list[StageReport]]] = []
         phases: list[dict[str, Any]] = []
 
@@ -220,9 +235,17 @@ class Coordinator:
         for segment in segments:
             self._enter(segment.phase, epoch * plan.batches_per_epoch + segment.first_batch)
             started = time.monotonic()
-            trained = self._stages.train(segment, is_measured=segment in measured)
+            is_measured = segment in measured
+            is_kept = is_measured and is_in_ledger(segment, plan.config.ledger)
+            trained = self._stages.train(segment, is_measured=is_measured, is_kept=is_kept)
             record(segment.phase, segment.num_batches, trained)
             reports.append((segment, trained))
+            if is_kept:
+                self._enter("ledger", self._batches_before_phase + segment.num_batches)
+                started = time.monotonic()
+                exactness = self._stages.measure_exactness(segment)
+                seconds["ledger"] = time.monotonic() - started
+                entry = ledger_entry(plan, segment, exactness, trained)
         self._enter("evaluation", (epoch + 1) * plan.batches_per_epoch)
         started = time.monotonic()
         evaluated = self._stages.evaluate()
@@ -230,6 +253,7 @@ class Coordinator:
         test = evaluated[-1].tally
         self._confusion = test.confusion_matrix()
         metrics = epoch_metrics(plan, epoch, reports, test, seconds, self._run.read_metrics())
+        metrics["ledger"] = entry
         return metrics, {"epoch": epoch + 1, "phases": phases}
 
     def _save(self, epoch: int, metrics: dict[str, Any], timeline: dict[str, Any]) -> None:

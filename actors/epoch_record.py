@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from actors.stage_actor import StageReport
+from laminar.exactness import Exactness, probed_batch
 from laminar.plan import Plan, Segment
 from laminar.progress import PhaseName
 from laminar.tally import Tally
@@ -64,6 +67,42 @@ def _cut_bytes(plan: Plan, reports: Sequence[Sequence[StageReport]]) -> list[dic
         inline, store = (sum(s.inline_bytes for s in sent), sum(s.store_bytes for s in sent))
         cuts.append({"boundary": boundary, "inline_bytes": inline, "store_bytes": store})
     return cuts
+
+
+def ledger_entry(
+    plan: Plan,
+    segment: Segment,
+    stages: Sequence[Exactness],
+    reports: Sequence[StageReport],
+) -> dict[str, Any]:
+    """Return an epoch's entry of the exactness ledger, `ledger` in its line of metrics.jsonl.
+
+    Args:
+        plan: The resolved run.
+        segment: Whose middle batch was looked at.
+        stages: The comparison of each stage.
+        reports: Of the segment, for the constraint violation of each cut.
+    """
+    whole = functools.reduce(operator.add, stages)
+    return {
+        "batch": probed_batch(segment).first_batch,
+        "cosine": whole.cosine,
+        "relative_error": whole.relative_error,
+        "stages": [
+            {
+                "cosine": stage.cosine,
+                "relative_error": stage.relative_error,
+                "norm": stage.square**0.5,
+                "exact_norm": stage.exact_square**0.5,
+            }
+            for stage in stages
+        ],
+        "cuts": [
+            {"boundary": boundary, "violation": report.cut.violation}
+            for boundary, report in zip(plan.bounds[1:-1], reports, strict=False)
+            if report.cut is not None
+        ],
+    }
 
 
 def phase_record(

@@ -17,8 +17,18 @@ from actors.wire import SentBytes, count_bytes, from_arrays, to_arrays
 from laminar.allocator import keep_freed_memory
 from laminar.checkpoint import SavedPart, load_tensors, read_manifest, write_part
 from laminar.data import num_test_batches, open_inputs, open_labels
-from laminar.engine import BatchDone, Direction, Program, Receive, Send, evaluation, training_phase
+from laminar.engine import (
+    BatchDone,
+    Direction,
+    Program,
+    Receive,
+    Send,
+    evaluation,
+    exact_gradient,
+    training_phase,
+)
 from laminar.errors import ResourceError
+from laminar.exactness import Exactness, probed_batch
 from laminar.filters import Message
 from laminar.measured_stage import CutProbe, MeasuredStage
 from laminar.plan import Plan, Segment
@@ -43,6 +53,8 @@ class StageReport:
     """What happened when, for a few batches in the middle of a measured phase."""
     cut: CutProbe | None
     """The cut behind this stage, in a measured phase."""
+    exactness: Exactness | None = None
+    """From `measure_exactness` only."""
 
 
 @dataclass(frozen=True)
@@ -122,23 +134,36 @@ class StageActor:
 
     # -- the phases -------------------------------------------------------------------------
 
-    def train(self, segment: Segment, phase: int, is_measured: bool) -> StageReport:
+    def train(
+        self, segment: Segment, phase: int, is_measured: bool, is_kept: bool = False
+    ) -> StageReport:
         """Run one segment to its end.
 
         Args:
             segment: What to train.
             phase: Number of the segment within the run.
             is_measured: Whether to trace and probe a few batches in its middle.
+            is_kept: Whether to keep, of the batch there, what `measure_exactness` needs.
         """
         program = training_phase(self._stage, segment, *self._timed_data())
         if not is_measured:
             return self._run(phase, program)
-        config = self._stage.plan.config
+        plan, batch = self._stage.plan, probed_batch(segment)
+        config = plan.config
+        kept = batch.epoch * plan.batches_per_epoch + batch.first_batch if is_kept else None
         is_parallel = segment.phase == "parallel"
         per_batch = (config.parallel if is_parallel else config.correction).micro_batches
         hop_ticks = config.parallel.hop_delay if is_parallel else 0
         traced = traced_batches(segment.num_batches, config.num_stages, hop_ticks, per_batch)
-        return self._run(phase, program, traced, segment.num_batches // 2 * per_batch)
+        probed = (batch.first_batch - segment.first_batch) * per_batch
+        return self._run(phase, program, traced, probed, kept)
+
+    def measure_exactness(self, segment: Segment, phase: int) -> StageReport:
+        """Compare the gradient of the batch that was kept of a segment with the exact one."""
+        applied = self._stage.take_applied()
+        batch = probed_batch(segment)
+        program = exact_gradient(self._stage, applied, batch, *self._timed_data())
+        return replace(self._run(phase, program), exactness=applied.exactness())
 
     def evaluate(self, phase: int) -> StageReport:
         """Run the test set forward."""
@@ -158,10 +183,11 @@ class StageActor:
         program: Program,
         traced: range = range(0),
         probed_micro: int | None = None,
+        kept_batch: int | None = None,
     ) -> StageReport:
         self._mailbox.open_phase(phase)
         self._done = 0
-        self._stage.begin_phase(probed_micro=probed_micro)
+        self._stage.begin_phase(probed_micro=probed_micro, kept_batch=kept_batch)
         self._sent: dict[Direction, SentBytes] = {
             "forward": SentBytes(0, 0),
             "adjoint": SentBytes(0, 0),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from laminar.data import SampleIndices
 from laminar.dropout import Samples
+from laminar.exactness import AppliedBatch, at_weights
 from laminar.filters import Message
 from laminar.plan import Segment
 from laminar.schedule import HOP_DEPTH, Action, Forward, correction_actions, parallel_actions
@@ -157,6 +158,39 @@ def correction_phase(
                 yield from _backward(stage, type(action)(micro))
         stage.update(first + batch)
         yield BatchDone(batch + 1)
+
+
+def exact_gradient(
+    stage: Stage,
+    applied: AppliedBatch,
+    batch: Segment,
+    inputs: Inputs | None,
+    labels: Labels | None,
+) -> Program:
+    """Compute the exact gradient of a batch at the weights that each stage kept, for the ledger.
+
+    The correction phase's program on the parallel phase's micro-batches and filters, so that
+    nothing but lateness, look-ahead and shrinking can tell both gradients apart. The stage, which
+    must be drained, is afterwards as it was, bit for bit.
+
+    Args:
+        stage: The stage.
+        applied: What it kept of the batch; gets `exact`.
+        batch: A segment of this batch alone.
+        inputs: Images, at stage 0.
+        labels: Labels, at the last stage.
+    """
+    stage.enter("parallel")
+    per_batch = stage.plan.config.parallel.micro_batches
+    feed = _Feed(stage, batch, inputs, labels, per_batch)
+    with at_weights(stage, applied.weights):
+        for action in correction_actions(stage.index, stage.num_stages, per_batch, HOP_DEPTH):
+            if isinstance(action, Forward):
+                yield from _forward(stage, action.micro, feed)
+            else:
+                yield from _backward(stage, action)
+        applied.exact = stage.take_gradient()
+    yield BatchDone(1)
 
 
 def evaluation(

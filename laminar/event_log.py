@@ -46,6 +46,8 @@ def epoch_scalars(metrics: dict[str, Any], timeline: dict[str, Any]) -> dict[str
     for cut in metrics["cuts"]:
         at = f"cut_at_block_{cut['boundary']}"
         found |= {f"{kind}/{at}": cut[kind] for kind in ("inline_bytes", "store_bytes")}
+    for k, stage in enumerate((metrics.get("ledger") or {"stages": ()})["stages"]):
+        found |= {f"{name}/stage_{k}": stage[name] for name in ("cosine", "relative_error")}
     for phase in timeline["phases"]:
         for cut in phase["cuts"]:
             at = f"cut_at_block_{cut['boundary']}/{phase['phase']}"

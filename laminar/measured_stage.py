@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from laminar.dropout import Samples
+from laminar.exactness import AppliedBatch
 from laminar.filters import Message, spatial_size
 from laminar.plan import Plan
 from laminar.precision import autocast
@@ -77,10 +78,19 @@ class MeasuredStage(Stage):
         """The cut behind this stage; None before the probed batch is done, and without a probe."""
         self._probed_micro: int | None = None
         self._probing: _Probing | None = None
+        self._kept_batch: int | None = None
+        self._applied: AppliedBatch | None = None
 
-    def begin_phase(self, *, probed_micro: int | None) -> None:
-        """Reset the clock, and probe the cut on this micro-batch of the phase; None: do not."""
+    def begin_phase(self, *, probed_micro: int | None, kept_batch: int | None = None) -> None:
+        """Reset the clock and say what to measure.
+
+        Args:
+            probed_micro: Micro-batch of the phase to probe the cut on; None does not.
+            kept_batch: Batch of the run to keep weights and gradient of, for the ledger, until
+                `take_applied` or the next phase that keeps one.
+        """
         self.clock.start()
+        self._kept_batch = kept_batch
         self._probed_micro = None if self.is_last else probed_micro
         self._probing = self.cut = None
 
@@ -102,11 +112,23 @@ class MeasuredStage(Stage):
                 self._probing.adjoint_norm = float(p.norm()) * self.plan.config.batch_size
             return super().backward(micro, adjoint)
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    def update(self, batch: int) -> None:
         """See `Stage.update`."""
         with self.clock.span("update"):
             self._finish_probe()
-            super().update(*args, **kwargs)
+            if batch == self._kept_batch and self._gradients is not None:
+                self._applied = AppliedBatch(
+                    weights=[p.detach().clone() for p in self.learner.parameters],
+                    # An optimiser may write to what it is given.
+                    gradient=[g.clone() for g in self._gradients],
+                )
+            super().update(batch)
+
+    def take_applied(self) -> AppliedBatch:
+        """Return what was kept for the ledger, which must have been asked for, and let it go."""
+        assert self._applied is not None
+        taken, self._applied = self._applied, None
+        return taken
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Message | None:
         """See `Stage.evaluate`."""

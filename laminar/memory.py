@@ -77,7 +77,9 @@ def stage_bytes(
     accumulates = max(config.parallel.micro_batches, config.correction.micro_batches) > 1
     # The gradient so far, the one that is added, and their sum; or a gradient and its clipped copy.
     gradients = 3 if accumulates else 2
-    copies = 1 + moments + gradients + flight.num_weights + (config.ema is not None)
+    # Weights and gradient of a batch, from when it is applied to when the phase has drained.
+    kept = 0 if config.ledger is None else 2
+    copies = 1 + moments + gradients + flight.num_weights + (config.ema is not None) + kept
     per_sample = sum(m.saved_per_sample for m in own) + own[0].input_per_sample
     fixed = sum(m.saved_per_micro_batch for m in own)
 

@@ -13,8 +13,18 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from laminar.data import open_inputs, open_labels
-from laminar.engine import BatchDone, Program, Receive, Send, evaluation, training_phase
+from laminar.engine import (
+    BatchDone,
+    Program,
+    Receive,
+    Send,
+    evaluation,
+    exact_gradient,
+    training_phase,
+)
+from laminar.exactness import AppliedBatch, probed_batch
 from laminar.filters import Message
+from laminar.measured_stage import MeasuredStage
 from laminar.plan import Plan, Segment
 from laminar.stage import Stage
 from laminar.tally import Tally
@@ -95,3 +105,28 @@ class OneProcessEngine:
     def state(self) -> dict[str, Tensor]:
         """Return the state of all stages; see `Stage.state`."""
         return {name: t for stage in self.stages for name, t in stage.state().items()}
+
+
+class LedgerEngine(OneProcessEngine):
+    """The same, with an entry of the exactness ledger for each segment."""
+
+    def __init__(self, plan: Plan, seed: int = 0, *, is_new: bool = True) -> None:
+        super().__init__(plan, seed, is_new=is_new)
+        self._measured = [
+            MeasuredStage(plan, k, is_new=is_new) for k in range(plan.config.num_stages)
+        ]
+        self.stages = [*self._measured]
+        self.applied: list[AppliedBatch] = []
+        """What each stage kept of the last segment's middle batch, and its exact gradient."""
+
+    def train(self, segment: Segment) -> None:
+        """Train one segment, then look at the batch in its middle."""
+        batch = probed_batch(segment)
+        index = batch.epoch * self.plan.batches_per_epoch + batch.first_batch
+        for stage in self._measured:
+            stage.begin_phase(probed_micro=None, kept_batch=index)
+        super().train(segment)
+        self.applied = [stage.take_applied() for stage in self._measured]
+        self._drive(
+            lambda stage, x, y: exact_gradient(stage, self.applied[stage.index], batch, x, y)
+        )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-PhaseName = Literal["starting", "correction", "parallel", "evaluation", "checkpoint"]
+PhaseName = Literal["starting", "correction", "parallel", "ledger", "evaluation", "checkpoint"]
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,13 @@ class Stage:
 
     def update(self, batch: int) -> None:
         """Apply the accumulated gradient of this batch of the run at the batch's learning rate."""
+        self.learner.update(self.take_gradient(), batch)
+
+    def take_gradient(self) -> list[Tensor]:
+        """Return what the batch's backwards have added up, one for each parameter; start anew."""
         assert self._gradients is not None
-        self.learner.update(self._gradients, batch)
-        self._gradients = None
+        taken, self._gradients = self._gradients, None
+        return taken
 
     def updates_until_own(self, micro: int) -> int:
         """Return s of a forward of the parallel phase; see `schedule.updates_until_own`."""

@@ -17,6 +17,7 @@ CUT_COLORS = ("#0b5394", "#c2570c", "#2e7d32", "#7b3fa0", "#9c1c4b", "#4d6a75", 
 PHASES = {
     "parallel": "#5aa9dd",
     "correction": "#eba04d",
+    "ledger": "#7fbf9f",
     "evaluation": "#9b8bc4",
     "checkpoint": "#b5b5b5",
 }
@@ -88,11 +89,10 @@ def phase_seconds(metrics: Lines) -> go.Figure:
     """Seconds of each phase, stacked by epoch."""
     figure = go.Figure()
     for phase, color in PHASES.items():
-        figure.add_bar(
-            x=[line["epoch"] for line in metrics],
-            y=[line["seconds"].get(phase, 0.0) for line in metrics],
-            name=phase, marker_color=color,
-        )  # fmt: skip
+        seconds = [line["seconds"].get(phase, 0.0) for line in metrics]
+        if any(seconds):
+            epochs = [line["epoch"] for line in metrics]
+            figure.add_bar(x=epochs, y=seconds, name=phase, marker_color=color)
     figure.update_layout(barmode="stack", xaxis_title="epoch", yaxis_title="seconds")
     return _styled(figure, 320)
 
@@ -172,6 +172,35 @@ def timelines(timeline: Lines) -> go.Figure | None:
     figure.update_xaxes(range=_common_stretch(traced[active][1]))
     figure.update_yaxes(autorange="reversed")
     return _styled(figure, 200 + 60 * len(traced[active][1]))
+
+
+def exactness(metrics: Lines) -> go.Figure | None:
+    """Cosine and relative error of each stage's gradient against the exact one, over the epochs."""
+    entries = [(line["epoch"], line["ledger"]) for line in metrics if line.get("ledger")]
+    if not entries:
+        return None
+    titles = ("cosine ⟨g, g*⟩ / |g| |g*|", "relative error |g - g*| / |g*|")
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
+    names = [f"stage {k}" for k in range(max(len(entry["stages"]) for _, entry in entries))]
+    for number, name in enumerate([*names, "all stages"]):
+        # A resumed run may have had other numbers of stages before.
+        points = [
+            (epoch, entry["stages"][number] if number < len(names) else entry)
+            for epoch, entry in entries
+            if number == len(names) or number < len(entry["stages"])
+        ]
+        line = {"color": CUT_COLORS[number % len(CUT_COLORS)]}
+        if number == len(names):
+            line = {"color": "#222222", "dash": "dot"}
+        for column, what in enumerate(("cosine", "relative_error"), 1):
+            figure.add_scatter(
+                x=[epoch for epoch, _ in points], y=[found[what] for _, found in points],
+                name=name, legendgroup=name, mode="lines+markers", marker_size=4, line=line,
+                showlegend=column == 1, row=1, col=column,
+            )  # fmt: skip
+    figure.update_xaxes(title="epoch")
+    figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    return _styled(figure, 340)
 
 
 def violations(timeline: Lines) -> go.Figure | None:

@@ -11,6 +11,7 @@ from laminar.config.data import (
     ResizedCropConfig,
     SyntheticConfig,
 )
+from laminar.config.ledger import LedgerConfig
 from laminar.config.loss import LossConfig
 from laminar.config.model import (
     ModelConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "FilterConfig",
     "ImageFolderConfig",
     "KeptFilterConfig",
+    "LedgerConfig",
     "LinearConfig",
     "LossConfig",
     "MnistConfig",

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from laminar.config.base import FrozenModel
 from laminar.config.data import DataConfig, DigitsConfig
+from laminar.config.ledger import LedgerConfig
 from laminar.config.loss import LossConfig
 from laminar.config.model import ModelConfig
 from laminar.config.optimization import (
@@ -65,6 +66,10 @@ class Config(FrozenModel):
     phases: PhaseCycles | tuple[PhaseSegment, ...] = Field(
         default_factory=PhaseCycles,
         description="Phase plan: cycles by fraction, or a list of segments that sums to `epochs`.",
+    )
+    ledger: LedgerConfig | None = Field(
+        default_factory=LedgerConfig,
+        description="Exactness of the parallel phase's gradients; null measures none.",
     )
     precision: PrecisionConfig = Field(
         default_factory=PrecisionConfig, description="How stages compute."

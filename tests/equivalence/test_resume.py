@@ -9,7 +9,7 @@ from actors import LayerParallelTrainer
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.data import describe
 from laminar.evaluation import evaluate_run
-from laminar.one_process import OneProcessEngine
+from laminar.one_process import LedgerEngine, OneProcessEngine
 from laminar.plan import make_plan
 from laminar.progress import Notice
 from laminar.run_directory import RunDirectory
@@ -47,6 +47,27 @@ def test_trainer_equals_reference(unbroken):
     assert result.path == str(path)
     assert result.metrics == RunDirectory(path).read_metrics()[-1]
     assert 0 <= result.metrics["test_accuracy"] <= 1
+
+
+def test_the_ledger_is_that_of_the_scripted_engine(unbroken):
+    """And the run equals the reference, which measures nothing."""
+    path, *_ = unbroken
+    config = RunDirectory(path).open_config()
+    plan = make_plan(config, describe(config.data))
+    engine = LedgerEngine(plan, is_new=False)
+    weights = load_tensors(read_manifest(list_checkpoints(path / "checkpoints")[0]))
+    for stage in engine.stages:
+        stage.load_state(weights)
+    entry = RunDirectory(path).read_metrics()[1]["ledger"]
+    (segment,) = [s for s in plan.segments if s.epoch == 1 and s.phase == "parallel"]
+    for part in (s for s in plan.segments if s.epoch == 1 and s.first_batch <= segment.first_batch):
+        engine.train(part)
+    assert entry["batch"] == segment.first_batch + segment.num_batches // 2
+    found = [applied.exactness() for applied in engine.applied]
+    assert [s["cosine"] for s in entry["stages"]] == [e.cosine for e in found]
+    assert [s["relative_error"] for s in entry["stages"]] == [e.relative_error for e in found]
+    assert found[0].relative_error > 0
+    assert entry["cuts"][0]["violation"] > 0
 
 
 @pytest.mark.parametrize("epochs_done", [1, 3])

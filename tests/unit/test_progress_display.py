@@ -95,7 +95,7 @@ def test_the_table_keeps_the_last_epochs():
 
 
 @pytest.mark.parametrize(
-    "phase", ["starting", "correction", "parallel", "evaluation", "checkpoint"]
+    "phase", ["starting", "correction", "parallel", "ledger", "evaluation", "checkpoint"]
 )
 def test_every_phase_has_its_word(phase: str):
     screen = console(is_terminal=True)

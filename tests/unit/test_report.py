@@ -36,6 +36,18 @@ def metrics_line(epoch: int, offset: float = 0.0) -> dict[str, Any]:
         "seconds": {"parallel": 7.0, "correction": 3.0, "evaluation": 0.5, "checkpoint": 0.1},
         "samples_per_s": 64.0,
         "cuts": [{"boundary": 4, "inline_bytes": 2_000_000, "store_bytes": 3_000_000}],
+        "ledger": None
+        if epoch == 1
+        else {
+            "batch": 6,
+            "cosine": 0.85,
+            "relative_error": 0.5,
+            "stages": [
+                {"cosine": 1 - 0.2 * k, "relative_error": 0.1 * epoch, "norm": 1, "exact_norm": 2}
+                for k in (1, 0)
+            ],
+            "cuts": [{"boundary": 4, "violation": 0.1 * epoch}],
+        },
     }
 
 
@@ -167,6 +179,21 @@ def test_violations_and_bytes_are_those_of_the_cuts():
     }
 
 
+def test_exactness_is_shown_for_the_epochs_that_have_it():
+    figure = figures.exactness(METRICS)
+    assert figure is not None
+    assert [(t.name, values(t.x), values(t.y)) for t in figure.data] == [
+        ("stage 0", [2, 3], [0.8, 0.8]),
+        ("stage 0", [2, 3], pytest.approx([0.2, 0.3])),
+        ("stage 1", [2, 3], [1, 1]),
+        ("stage 1", [2, 3], pytest.approx([0.2, 0.3])),
+        ("all stages", [2, 3], [0.85, 0.85]),
+        ("all stages", [2, 3], [0.5, 0.5]),
+    ]
+    assert figures.exactness(METRICS[:1]) is None
+    assert figures.exactness([{"epoch": 1}]) is None, "a run of an older version"
+
+
 def test_the_confusion_matrix_is_coloured_by_row():
     recorded = {"class_names": ["ant", "bee"], "matrix": [[3, 1], [0, 0]]}
     figure = figures.confusion(recorded)
@@ -206,9 +233,9 @@ def test_a_report_is_one_file_that_loads_nothing(tmp_path: Path, laminar: Lamina
     assert titles == [
         "Loss and accuracy", "Confusion matrix", "Seconds per phase",
         "What the seconds of each stage went into",
-        "Timeline", "Constraint violation", "Bytes over each cut",
+        "Timeline", "Exactness of the gradients", "Constraint violation", "Bytes over each cut",
     ]  # fmt: skip
-    assert page.count("Plotly.newPlot(") - page.split("</style>")[0].count("Plotly.newPlot(") >= 7
+    assert page.count("Plotly.newPlot(") - page.split("</style>")[0].count("Plotly.newPlot(") >= 8
 
 
 def test_a_run_without_a_timeline_still_has_a_report(tmp_path: Path):
@@ -217,7 +244,7 @@ def test_a_run_without_a_timeline_still_has_a_report(tmp_path: Path):
     run.confusion_file.unlink()
     write_report(run, tmp_path / "report.html")
     titles = re.findall(r"<h2>([^<]*)</h2>", (tmp_path / "report.html").read_text())
-    assert titles == ["Loss and accuracy", "Seconds per phase"]
+    assert titles == ["Loss and accuracy", "Seconds per phase", "Exactness of the gradients"]
 
 
 # -- compare ---------------------------------------------------------------------------------

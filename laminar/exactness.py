@@ -1,0 +1,129 @@
+"""The exactness ledger: how far the gradients of the parallel phase are from exact ones.
+
+For a batch b let W_k be stage k's weights just before it applies b; the stages apply b at different
+times, so these weights never stand side by side. g*(b) is the exact gradient of b's loss at
+(W_0, .., W_{K-1}), what ordinary backprop would have applied there. A stage keeps W_k and the g_k
+that it applied; when the phase has drained, `laminar.engine.exact_gradient` computes g* at the kept
+weights (docs/decisions/how-exactness-is-measured.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from laminar.config import LedgerConfig
+from laminar.plan import Segment
+
+if TYPE_CHECKING:
+    from laminar.stage import Stage
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Sums over parameters that compare an applied gradient g with the exact one, g*."""
+
+    dot: float
+    """<g, g*>"""
+    square: float
+    """|g|^2"""
+    exact_square: float
+    """|g*|^2"""
+    error_square: float
+    """|g - g*|^2"""
+
+    @property
+    def cosine(self) -> float:
+        """<g, g*> / (|g| |g*|), 1 where both are the same, bit for bit; 0 where one is zero."""
+        whole = (self.square * self.exact_square) ** 0.5
+        return self.dot / whole if whole else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """|g - g*| / |g*|; 0 where g* is zero, for a network may die."""
+        return (self.error_square / self.exact_square) ** 0.5 if self.exact_square else 0.0
+
+    def __add__(self, other: Exactness) -> Exactness:
+        """Put two stages' parameters together."""
+        return Exactness(
+            self.dot + other.dot,
+            self.square + other.square,
+            self.exact_square + other.exact_square,
+            self.error_square + other.error_square,
+        )
+
+
+@dataclass
+class AppliedBatch:
+    """What a stage keeps of one batch, for the ledger: copies, one for each parameter."""
+
+    weights: list[Tensor]
+    """Just before the batch's update."""
+    gradient: list[Tensor]
+    """As it was applied: the mean over the batch, shrunk where `parallel.shrink` says so, before
+    clipping."""
+    exact: list[Tensor] = field(default_factory=list)
+    """g*, when it has been computed."""
+
+    def exactness(self) -> Exactness:
+        """Compare both gradients, summed in double precision."""
+        pairs = list(zip(self.gradient, self.exact, strict=True))
+        return Exactness(
+            dot=_sum((g * e) for g, e in _doubles(pairs)),
+            square=_sum(g.square() for g, _ in _doubles(pairs)),
+            exact_square=_sum(e.square() for _, e in _doubles(pairs)),
+            error_square=_sum((g - e).square() for g, e in _doubles(pairs)),
+        )
+
+
+def is_in_ledger(segment: Segment, ledger: LedgerConfig | None) -> bool:
+    """Whether the longest segment of its phase and epoch has an entry."""
+    return ledger is not None and segment.phase == "parallel" and segment.epoch % ledger.every == 0
+
+
+def probed_batch(segment: Segment) -> Segment:
+    """Return the batch of a parallel segment that the ledger looks at: the one in its middle."""
+    first = segment.first_batch + segment.num_batches // 2
+    return Segment(segment.phase, segment.epoch, first, 1)
+
+
+@contextlib.contextmanager
+def at_weights(stage: Stage, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Let a drained stage stand at other weights within the block; nothing of it is left behind.
+
+    Its own weights wait in the tensors that are given, so that this takes no memory. Buffers (the
+    running statistics of batch norm) and the tally are put back.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in stage.module.buffers()]
+    tally = stage.take_tally()
+    _swap(stage.learner.parameters, weights)
+    try:
+        yield
+    finally:
+        stage.discard()
+        _swap(stage.learner.parameters, weights)
+        for buffer, kept in buffers:
+            buffer.copy_(kept)
+        stage.tally = tally
+
+
+@torch.no_grad()
+def _swap(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> None:
+    for parameter, other in zip(parameters, others, strict=True):
+        kept = parameter.clone()
+        parameter.copy_(other)
+        other.copy_(kept)
+
+
+def _doubles(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for first, second in pairs:
+        yield first.double(), second.double()
+
+
+def _sum(terms: Iterable[Tensor]) -> float:
+    return sum(float(term.sum()) for term in terms)
