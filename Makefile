@@ -4,20 +4,23 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-ray test-rest lint install clean
+.PHONY: train test test-shell test-ray test-rest lint install clean
 
 train: install
 	$(BIN)/laminar train $(ARGS)
 
-# Tests with Ray mostly wait for processes to start, so the rest runs beside them.
+# Tests with Ray mostly wait for processes to start, so three parts run at once.
 test: install
-	@$(MAKE) --no-print-directory --jobs 2 test-ray test-rest
+	@$(MAKE) --no-print-directory --jobs 3 test-shell test-ray test-rest
+
+test-shell: install
+	$(BIN)/python -m pytest -m shell $(ARGS)
 
 test-ray: install
 	$(BIN)/python -m pytest -m ray $(ARGS)
 
 test-rest: install
-	$(BIN)/python -m pytest -m "not ray" $(ARGS)
+	$(BIN)/python -m pytest -m "not ray and not shell" $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -16,9 +16,11 @@ NUM_CPUS, NUM_LOGICAL_GPUS = 2, 2
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what uses Ray: `make test` runs the rest beside it."""
+    """Mark what mostly waits for processes to start: `make test` runs three parts at once."""
     starts_ray = {"end_to_end", "fault"} & set(item.path.parts)
-    if starts_ray or "ray_session" in getattr(item, "fixturenames", ()):
+    if item.path.stem in ("test_cli", "test_docs") and "end_to_end" in item.path.parts:
+        item.add_marker("shell")
+    elif starts_ray or "ray_session" in getattr(item, "fixturenames", ()):
         item.add_marker("ray")
 
 

@@ -103,6 +103,7 @@ def make_scheduler(search: Search) -> TrialScheduler | None:
             resample_probability=scheduler.resample,
             hyperparam_mutations=_mutations(search.space),
             custom_explore_fn=Explore(search.space),
+            synch=scheduler.synchronous,
         )
     return None
 

@@ -64,6 +64,11 @@ class PbtConfig(FrozenModel):
     resample: float = Field(
         0.25, ge=0, le=1, description="Probability of a fresh value instead of a nearby one."
     )
+    synchronous: bool = Field(
+        False,
+        description="Compare when every trial has got there, whatever their speeds; those that "
+        "wait make room for others.",
+    )
 
 
 def _from_name(value: Any) -> Any:

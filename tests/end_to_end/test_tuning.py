@@ -124,17 +124,19 @@ def test_a_stage_that_dies_costs_no_epoch_and_a_trial_that_fails_no_search(tmp_p
 
 @pytest.mark.timeout(180)
 def test_pbt_clones_the_better_trial(tmp_path: Path):
-    """At its second comparison, after 40 of 60 epochs, the worse one knows of the other's first."""
+    """One comparison, after two of three epochs: each costs a start of all actors."""
     settings = {
         "num_trials": 2,
         "algorithm": "random",
         "metric": "train_loss",
-        "scheduler": {"name": "pbt", "quantile": 0.5, "interval": 20},
+        "scheduler": {"name": "pbt", "quantile": 0.5, "interval": 2, "synchronous": True},
         "seed": 1,
     }
     leaves: dict[str, Any] = {"optimizer": {"lr": {"loguniform": [1e-8, 0.1]}}}
     result = run_search(
-        parse_search(search(settings, **leaves, epochs=60)), storage_path=tmp_path, name="a"
+        parse_search(search(settings, **leaves, epochs=3, num_stages=1)),
+        storage_path=tmp_path,
+        name="a",
     )
     assert [t.status for t in result.trials] == ["finished"] * 2
     clones = [t for t in result.trials if t.last["cloned_from"]]
