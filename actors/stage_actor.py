@@ -25,7 +25,6 @@ from laminar.engine import (
     Send,
     evaluation,
     exact_gradient,
-    training_phase,
 )
 from laminar.errors import ResourceError
 from laminar.exactness import Exactness, probed_batch
@@ -35,6 +34,7 @@ from laminar.plan import Plan, Segment
 from laminar.precision import check_compiler, use_tf32
 from laminar.tally import Tally
 from laminar.timeline import Kind, Span, TimedBatches, traced_batches
+from laminar.training import training_phase
 
 Array = NDArray[Any]
 

@@ -1,4 +1,4 @@
-"""What a stage does in each phase, as a program that asks for messages instead of waiting.
+"""What a stage does, as a program that asks for messages instead of waiting.
 
 A program is a generator: it yields `Send` and `Receive`, and whoever drives it (a Ray actor with
 a mailbox, `laminar/one_process.py`) answers a `Receive` with the message. So what a stage
@@ -18,7 +18,7 @@ from laminar.dropout import Samples
 from laminar.exactness import AppliedBatch, at_weights
 from laminar.filters import Message
 from laminar.plan import Segment
-from laminar.schedule import HOP_DEPTH, Action, Forward, correction_actions, parallel_actions
+from laminar.schedule import HOP_DEPTH, Action, Forward, correction_actions
 from laminar.stage import Stage
 
 Direction = Literal["forward", "adjoint"]
@@ -71,7 +71,7 @@ class Labels(Protocol):
         """Return int64 [b]."""
 
 
-class _MicroBatches:
+class MicroBatches:
     """One micro-batch at a time of the batches of a segment; each batch is made once."""
 
     def __init__(
@@ -90,7 +90,7 @@ class _MicroBatches:
         return self._parts[part]
 
 
-class _Feed:
+class Feed:
     """What the data gives to a stage's forwards in a segment."""
 
     def __init__(
@@ -102,43 +102,15 @@ class _Feed:
         per_batch: int,
     ) -> None:
         self.num_micro = per_batch
-        self.images = _MicroBatches(inputs, segment, per_batch)
-        self.targets = _MicroBatches(labels, segment, per_batch)
-        self._indices = _MicroBatches(stage.sample_indices, segment, per_batch)
+        self.images = MicroBatches(inputs, segment, per_batch)
+        self.targets = MicroBatches(labels, segment, per_batch)
+        self._indices = MicroBatches(stage.sample_indices, segment, per_batch)
         self._seed, self._epoch = stage.plan.config.seed, segment.epoch
 
     def samples(self, micro: int) -> Samples | None:
         """Return which samples a micro-batch holds, for a stage that needs to know."""
         indices = self._indices[micro]
         return None if indices is None else Samples(self._seed, self._epoch, indices)
-
-
-def parallel_phase(
-    stage: Stage, segment: Segment, inputs: Inputs | None, labels: Labels | None
-) -> Program:
-    """Train a segment with all stages at once; gradients come `lateness_ticks` late.
-
-    The stage updates when the M-th backward of a batch is done.
-    """
-    stage.enter("parallel")
-    p = stage.plan.config.parallel
-    first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
-    feed = _Feed(stage, segment, inputs, labels, p.micro_batches)
-    applied = 0
-    num_micro = segment.num_batches * p.micro_batches
-    for _, action in parallel_actions(
-        stage.index, stage.num_stages, num_micro, p.hop_delay, p.order
-    ):
-        if isinstance(action, Forward):
-            s = stage.updates_until_own(action.micro)
-            lr = stage.plan.learning_rate(first + applied)
-            yield from _forward(stage, action.micro, feed, s, lr)
-        else:
-            yield from _backward(stage, action)
-            if (action.micro + 1) % p.micro_batches == 0:
-                stage.update(first + applied)
-                applied += 1
-                yield BatchDone(applied)
 
 
 def correction_phase(
@@ -148,14 +120,14 @@ def correction_phase(
     stage.enter("correction")
     per_batch = stage.plan.config.correction.micro_batches
     first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
-    feed = _Feed(stage, segment, inputs, labels, per_batch)
+    feed = Feed(stage, segment, inputs, labels, per_batch)
     for batch in range(segment.num_batches):
         for action in correction_actions(stage.index, stage.num_stages, per_batch, HOP_DEPTH):
             micro = batch * per_batch + action.micro
             if isinstance(action, Forward):
-                yield from _forward(stage, micro, feed)
+                yield from run_forward(stage, micro, feed)
             else:
-                yield from _backward(stage, type(action)(micro))
+                yield from run_backward(stage, type(action)(micro))
         stage.update(first + batch)
         yield BatchDone(batch + 1)
 
@@ -182,13 +154,13 @@ def exact_gradient(
     """
     stage.enter("parallel")
     per_batch = stage.plan.config.parallel.micro_batches
-    feed = _Feed(stage, batch, inputs, labels, per_batch)
+    feed = Feed(stage, batch, inputs, labels, per_batch)
     with at_weights(stage, applied.weights):
         for action in correction_actions(stage.index, stage.num_stages, per_batch, HOP_DEPTH):
             if isinstance(action, Forward):
-                yield from _forward(stage, action.micro, feed)
+                yield from run_forward(stage, action.micro, feed)
             else:
-                yield from _backward(stage, action)
+                yield from run_backward(stage, action)
         applied.exact = stage.take_gradient()
     yield BatchDone(1)
 
@@ -210,15 +182,8 @@ def evaluation(
         yield BatchDone(batch + 1)
 
 
-def training_phase(
-    stage: Stage, segment: Segment, inputs: Inputs | None, labels: Labels | None
-) -> Program:
-    """Return the program of a segment."""
-    phase = parallel_phase if segment.phase == "parallel" else correction_phase
-    return phase(stage, segment, inputs, labels)
-
-
-def _forward(stage: Stage, micro: int, feed: _Feed, s: int = 0, lr: float = 0.0) -> Program:
+def run_forward(stage: Stage, micro: int, feed: Feed, s: int = 0, lr: float = 0.0) -> Program:
+    """Take in one micro-batch, run it forward and send it on; see `Stage.forward`."""
     x: Tensor | Message | None = feed.images[micro] if stage.is_first else None
     if x is None:
         x = yield Receive("forward", micro)
@@ -231,7 +196,8 @@ def _forward(stage: Stage, micro: int, feed: _Feed, s: int = 0, lr: float = 0.0)
         yield Send("forward", micro, out)
 
 
-def _backward(stage: Stage, action: Action) -> Program:
+def run_backward(stage: Stage, action: Action) -> Program:
+    """Take in an adjoint, run its micro-batch backward and send the next one on."""
     adjoint = None
     if not stage.is_last:
         adjoint = yield Receive("adjoint", action.micro)

@@ -20,7 +20,6 @@ from laminar.engine import (
     Send,
     evaluation,
     exact_gradient,
-    training_phase,
 )
 from laminar.exactness import AppliedBatch, probed_batch
 from laminar.filters import Message
@@ -28,6 +27,7 @@ from laminar.measured_stage import MeasuredStage
 from laminar.plan import Plan, Segment
 from laminar.stage import Stage
 from laminar.tally import Tally
+from laminar.training import training_phase
 
 
 def run_programs(programs: Sequence[Program], seed: int) -> None:

@@ -24,6 +24,7 @@ from laminar.config.training import (
     CorrectionConfig,
     FilterConfig,
     KeptFilterConfig,
+    Method,
     ParallelConfig,
     PhaseCycles,
     PhaseSegment,
@@ -57,6 +58,11 @@ class Config(FrozenModel):
     )
     partition: PartitionConfig = Field(
         default_factory=PartitionConfig, description="How cuts are chosen where `cuts` is null."
+    )
+    method: Method = Field(
+        "delayed_gradient",
+        description="What the parallel phase does at a cut; with the streamed feed all three are "
+        "the same.",
     )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel phase.")
     correction: CorrectionConfig = Field(

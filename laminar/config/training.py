@@ -1,4 +1,4 @@
-"""Filters and phases."""
+"""Filters, the method and phases."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class KeptFilterConfig(FilterConfig):
     """A filter that stays at its boundary wherever the cuts are; `laminar resume` writes these."""
 
     boundary: int = Field(ge=1, description="The block that receives.")
+
+
+Method = Literal["delayed_gradient", "penalty", "augmented_lagrangian"]
+"""How the parallel phase decouples the stages (docs/method.md)."""
 
 
 class ParallelConfig(FrozenModel):

@@ -14,7 +14,7 @@ from laminar.data.batches import InputBatches, LabelBatches
 from laminar.data.mixup import mix_images, mix_labels, mix_weights
 from laminar.data.philox import sample_bits
 from laminar.data.resized_crop import crop_bits, crop_boxes, resize_boxes
-from laminar.engine import _MicroBatches
+from laminar.engine import MicroBatches
 from laminar.plan import Segment
 
 INDICES = np.array([7, 0, 123, 5, 8, 2**33, 41, 6])
@@ -160,7 +160,7 @@ def test_mixing_does_not_depend_on_the_split_into_micro_batches():
     for source in numbered(8):
         whole = source.train(1, 2)
         for per_batch in (1, 2, 4, 8):
-            parts = _MicroBatches(source, Segment("parallel", 1, 2, 1), per_batch)
+            parts = MicroBatches(source, Segment("parallel", 1, 2, 1), per_batch)
             assert torch.equal(torch.cat([parts[i] for i in range(per_batch)]), whole)
 
 
