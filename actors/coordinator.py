@@ -240,7 +240,7 @@ class Coordinator:
             trained = self._stages.train(segment, is_measured=is_measured, is_kept=is_kept)
             record(segment.phase, segment.num_batches, trained)
             reports.append((segment, trained))
-            if is_kept:
+            if is_kept and all(report.has_kept for report in trained):
                 self._enter("ledger", self._batches_before_phase + segment.num_batches)
                 started = time.monotonic()
                 exactness = self._stages.measure_exactness(segment)

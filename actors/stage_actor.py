@@ -53,6 +53,8 @@ class StageReport:
     """What happened when, for a few batches in the middle of a measured phase."""
     cut: CutProbe | None
     """The cut behind this stage, in a measured phase."""
+    has_kept: bool = False
+    """Whether it has what `measure_exactness` needs: a phase may not have come to that batch."""
     exactness: Exactness | None = None
     """From `measure_exactness` only."""
 
@@ -116,8 +118,8 @@ class StageActor:
         self._stage = MeasuredStage(plan, index, device, is_new=is_new)
         self._clock = self._stage.clock
         config, datasets = plan.config, plan.factories.datasets
-        self._inputs = open_inputs(config, datasets) if self._stage.is_first else None
-        self._labels = open_labels(config, datasets) if self._stage.is_last else None
+        self._inputs = open_inputs(config, datasets) if self._stage.needs_images else None
+        self._labels = open_labels(config, datasets) if self._stage.needs_labels else None
         # What the schedule lets a neighbour run ahead, so that training never waits for room.
         p = plan.config.parallel
         ahead = 2 * plan.config.num_stages * p.hop_delay + plan.config.correction.micro_batches
@@ -155,7 +157,9 @@ class StageActor:
         per_batch = (config.parallel if is_parallel else config.correction).micro_batches
         hop_ticks = config.parallel.hop_delay if is_parallel else 0
         traced = traced_batches(segment.num_batches, config.num_stages, hop_ticks, per_batch)
-        probed = (batch.first_batch - segment.first_batch) * per_batch
+        probed: int | None = (batch.first_batch - segment.first_batch) * per_batch
+        if is_parallel and config.method in ("greedy", "auxnet"):
+            probed = None  # no adjoint crosses, or no stage works on what crosses
         return self._run(phase, program, traced, probed, kept)
 
     def measure_exactness(self, segment: Segment, phase: int) -> StageReport:
@@ -210,6 +214,7 @@ class StageActor:
             self._stage.take_tally(),
             tuple(self._clock.spans),
             self._stage.cut,
+            self._stage.has_applied,
         )
 
     def _drive(self, phase: int, program: Program, traced: range) -> None:

@@ -171,7 +171,7 @@ def evaluation(
     """Run the test set forward, one message per batch; the last stage counts."""
     stage.enter("evaluation")
     for batch in range(num_batches):
-        if inputs is not None:
+        if stage.is_first and inputs is not None:
             x: Tensor | Message | None = inputs.test(batch)
         else:
             x = yield Receive("forward", batch)

@@ -91,6 +91,8 @@ class MeasuredStage(Stage):
         """
         self.clock.start()
         self._kept_batch = kept_batch
+        if kept_batch is not None:
+            self._applied = None
         self._probed_micro = None if self.is_last else probed_micro
         self._probing = self.cut = None
 
@@ -112,6 +114,11 @@ class MeasuredStage(Stage):
                 self._probing.adjoint_norm = float(p.norm()) * self.plan.config.batch_size
             return super().backward(micro, adjoint)
 
+    def backward_locally(self, micro: int, *args: Any, **kwargs: Any) -> None:
+        """See `Stage.backward_locally`."""
+        with self.clock.span("backward", micro):
+            super().backward_locally(micro, *args, **kwargs)
+
     def update(self, batch: int) -> None:
         """See `Stage.update`."""
         with self.clock.span("update"):
@@ -123,6 +130,11 @@ class MeasuredStage(Stage):
                     gradient=[g.clone() for g in self._gradients],
                 )
             super().update(batch)
+
+    @property
+    def has_applied(self) -> bool:
+        """Whether there is something to take."""
+        return self._applied is not None
 
     def take_applied(self) -> AppliedBatch:
         """Return what was kept for the ledger, which must have been asked for, and let it go."""

@@ -1,8 +1,8 @@
 """What the tensors of a stage need: parameters, optimiser, and all that is in flight.
 
 An estimate, up to a fifth below what a process was seen to grow by (docs/log.md). It is without
-messages under way, evaluation (a batch of `eval_batch_size` without gradients), and the process
-itself with torch and Ray, 0.7 GB.
+messages under way, evaluation (a batch of `eval_batch_size` without gradients), the small networks
+of `method: greedy` and `auxnet`, and the process itself with torch and Ray, 0.7 GB.
 """
 
 from __future__ import annotations

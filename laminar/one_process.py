@@ -75,8 +75,8 @@ class OneProcessEngine:
         inputs, labels = open_inputs(plan.config, datasets), open_labels(plan.config, datasets)
         K = plan.config.num_stages
         self.stages = [Stage(plan, k, is_new=is_new) for k in range(K)]
-        self.inputs = [inputs if k == 0 else None for k in range(K)]
-        self.labels = [labels if k == K - 1 else None for k in range(K)]
+        self.inputs = [inputs if stage.needs_images else None for stage in self.stages]
+        self.labels = [labels if stage.needs_labels else None for stage in self.stages]
 
     def run(self) -> None:
         """Train the whole plan."""

@@ -38,11 +38,15 @@ def split_phases(config: Config, per_epoch: int, *, correct_short: bool) -> list
     Raises:
         ConfigError: A list does not sum to the epochs, or has such a piece.
     """
+    too_short: Literal["correct", "refuse"] = "correct"
     if isinstance(config.phases, PhaseCycles):
         runs = _cycle_runs(config.phases, per_epoch * config.epochs)
-        return _split(config, runs, per_epoch, too_short="correct")
-    too_short: Literal["correct", "refuse"] = "correct" if correct_short else "refuse"
-    return _split(config, _listed_runs(config, per_epoch), per_epoch, too_short=too_short)
+    else:
+        runs = _listed_runs(config, per_epoch)
+        too_short = "correct" if correct_short else "refuse"
+    if config.method == "exact":
+        runs = [("correction", length) for _, length in runs]
+    return _split(config, runs, per_epoch, too_short=too_short)
 
 
 def _cycle_runs(cycles: PhaseCycles, total: int) -> list[tuple[Phase, int]]:

@@ -154,6 +154,7 @@ def make_plan(
         cuts = partition.choose_cuts(plan, block_costs(blocks, *sample))
     plan = plan.with_cuts(cuts)
     _check_filters(plan)
+    _check_auxiliary_networks(plan)
     return plan
 
 
@@ -225,3 +226,22 @@ def _check_filters(plan: Plan) -> None:
                 got=f"pool {filter_.pool}, map {height}x{width}",
                 fix="lower filters.pool or move the cut",
             )
+
+
+def _check_auxiliary_networks(plan: Plan) -> None:
+    """Find out whether the small networks beside the stages can be given what crosses the cuts."""
+    wanted = {"greedy": ("[C, H, W] or [F]", (1, 3)), "auxnet": ("[C, H, W]", (3,))}
+    if plan.config.method not in wanted:
+        return
+    words, dims = wanted[plan.config.method]
+    for boundary in plan.bounds[1:-1]:
+        shapes = {"before block " + str(boundary): plan.shapes[boundary]}
+        if plan.config.method == "auxnet":
+            shapes["of a sample"] = plan.problem.image_shape
+        for place, shape in shapes.items():
+            if len(shape) not in dims:
+                raise ConfigError(
+                    f"method {plan.config.method} must have {words} on both sides of its networks",
+                    got=f"shape {list(shape)} {place}",
+                    fix="move the cut, or choose another method",
+                )

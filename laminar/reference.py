@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from laminar.auxiliary import build_auxnet, build_classifier
 from laminar.data import SampleIndices
 from laminar.dropout import Samples
 from laminar.engine import Inputs, Labels
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.plan import Plan, Segment
 from laminar.precision import autocast, place, place_input
+from laminar.reference_auxnet import auxnet
+from laminar.reference_greedy import greedy
 from laminar.reference_optimizers import Optimizer, Tensors, average, clip, make_optimizer
 from laminar.weights import load_weights
 
@@ -53,6 +56,9 @@ class Reference:
         ]
         for module in self.modules:
             load_weights(module, plan)
+        auxiliary = {"greedy": build_classifier, "auxnet": build_auxnet}.get(plan.config.method)
+        if auxiliary is not None:  # that of the cut before stage k at K + k - 1
+            self.modules += [place(auxiliary(plan, b), self.precision, CPU) for b in bounds[1:-1]]
         self.weights: list[Tensors] = [
             {n: p.detach().clone() for n, p in m.named_parameters()} for m in self.modules
         ]
@@ -70,7 +76,14 @@ class Reference:
             self.filters = [filters[b].during(segment.phase) for b in self.plan.bounds[1:-1]]
             for module in self.modules:
                 module.enter(segment.phase)
-            {"parallel": self.parallel, "correction": self.correction}[segment.phase](segment)
+            if segment.phase == "correction":
+                self.correction(segment)
+            elif self.plan.config.method == "greedy":
+                greedy(self, segment)
+            elif self.plan.config.method == "auxnet":
+                auxnet(self, segment)
+            else:
+                self.parallel(segment)
 
     def parallel(self, segment: Segment) -> None:
         """One parallel phase: at tick t stage k is at micro-batch t - kd forwards.
@@ -193,12 +206,23 @@ class Reference:
         grad_out = None
         if adjoint is not None:
             grad_out = self.filters[k].decode_adjoint(adjoint, self.scale, spatial_size(out))
-        *grads, last = torch.autograd.grad(out, leaves, grad_out)
-        reply = self.filters[k - 1].encode_adjoint(last, self.scale) if k else None
-        grads = grads if k else [*grads, last]
-        for name, g in zip(self.weights[k], grads, strict=True):
+        at_input = self.differentiate(k, out, leaves, grad_out, gradient, factor)
+        return self.filters[k - 1].encode_adjoint(at_input, self.scale) if k else None
+
+    def differentiate(
+        self,
+        k: int,
+        out: Tensor,
+        leaves: list[Tensor],
+        p: Tensor | None,
+        gradient: Tensors,
+        factor: float = 1.0,
+    ) -> Tensor:
+        """Add to the gradient of module k; return that at the last leaf, its input, if any."""
+        grads = torch.autograd.grad(out, leaves, p)
+        for name, g in zip(self.weights[k], grads, strict=False):
             gradient[name] = gradient[name] + g * factor if name in gradient else g * factor
-        return reply
+        return grads[-1]
 
     def update(self, k: int, gradient: Tensors, batch: int) -> None:
         """Clip, step and average: the update of stage k that applies a batch. Empties `gradient`.

@@ -39,6 +39,13 @@ class Backward:
     micro: int
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Fit the network that makes a stage's inputs to one micro-batch."""
+
+    micro: int
+
+
 Action = Forward | Backward
 
 
@@ -73,8 +80,45 @@ def parallel_actions(
             yield from (*backward, *forward)
 
 
+def unlocked_lateness_ticks(stage: int, num_stages: int, delay: int) -> int:
+    """Return the ticks between forward and backward where no forward waits for another stage's."""
+    return (num_stages - 1 - stage) * delay
+
+
+def unlocked_actions(
+    stage: int, num_stages: int, num_micro: int, delay: int, order: Order
+) -> Iterator[Action | Fit]:
+    """Yield one stage's actions where its inputs are made by a network of its own.
+
+    At tick t every stage runs micro-batch t forward, and micro-batch t - (K-1-k)d backward. Stage
+    k > 0 fits the network that makes its inputs when both are there: the stage before's output,
+    d ticks old, and its own backward (K=3, d=1, forward first):
+
+        tick      0      1         2            3
+        stage 0   F0     F1        F2 B0        F3 B1
+        stage 1   F0     F1 B0 T0  F2 B1 T1     F3 B2 T2
+        stage 2   F0 B0  F1 B1 T0  F2 B2 T1     F3 B3 T2
+    """
+    late = unlocked_lateness_ticks(stage, num_stages, delay)
+    fit_late = max(late, delay)
+    for tick in range(num_micro + max(fit_late, late)):
+        forward: list[Action] = [Forward(tick)] if tick < num_micro else []
+        backward: list[Action] = [Backward(tick - late)] if 0 <= tick - late < num_micro else []
+        is_forward_first = order == "forward_first" or stage == num_stages - 1
+        yield from (*forward, *backward) if is_forward_first else (*backward, *forward)
+        if stage > 0 and 0 <= tick - fit_late < num_micro:
+            yield Fit(tick - fit_late)
+
+
 def updates_until_own(
-    micro: int, stage: int, num_stages: int, per_batch: int, delay: int, order: Order
+    micro: int,
+    stage: int,
+    num_stages: int,
+    per_batch: int,
+    delay: int,
+    order: Order,
+    *,
+    is_unlocked: bool = False,
 ) -> int:
     """Return s: the updates of this stage between a forward and the update it belongs to.
 
@@ -87,8 +131,10 @@ def updates_until_own(
         per_batch: Micro-batches per update, M.
         delay: Hop delay d in ticks.
         order: Which half of a tick comes first.
+        is_unlocked: Of `unlocked_actions` instead of `parallel_actions`.
     """
-    backwards_done = micro - lateness_ticks(stage, num_stages, delay)
+    lateness = unlocked_lateness_ticks if is_unlocked else lateness_ticks
+    backwards_done = micro - lateness(stage, num_stages, delay)
     if order == "backward_first" and stage < num_stages - 1:
         backwards_done += 1
     return micro // per_batch - max(0, backwards_done) // per_batch

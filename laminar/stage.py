@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from laminar.auxiliary import InputNetwork, LocalLoss, make_auxiliary
 from laminar.data import SampleIndices
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.learner import Learner
@@ -64,6 +65,7 @@ class Stage:
             SampleIndices(config, plan.problem.num_train) if self.module.has_dropout else None
         )
         self.learner = Learner(plan, self.module)
+        self.auxiliary = make_auxiliary(plan, index, self.device)
         self._is_compiled = config.precision.compile
         # Training only: an evaluation's last batch is smaller, and would be compiled anew.
         self._compiled = torch.compile(self._functional) if self._is_compiled else self._functional
@@ -74,6 +76,16 @@ class Stage:
         self._visits: dict[int, _Visit] = {}
         self._gradients: list[Tensor] | None = None
         self.tally = Tally()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a loss is computed here."""
+        return self.is_last or isinstance(self.auxiliary, LocalLoss)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether inputs are made of the images themselves here."""
+        return self.is_first or isinstance(self.auxiliary, InputNetwork)
 
     def enter(self, phase: Phase | Literal["evaluation"]) -> None:
         """Let the filters, at the cuts and inside, act as in this phase."""
@@ -104,7 +116,7 @@ class Stage:
         Args:
             micro: Index within the phase; `backward` names it again.
             x: Images [b, C, H, W] at stage 0, else the message of the stage before.
-            labels: At the last stage int64 [b], or with mixup fp32 [b, classes]; else None.
+            labels: int64 [b], or with mixup fp32 [b, classes]; only the last stage needs them.
             num_micro: Micro-batches per update, M.
             s: Updates between this forward and its own update.
             lr: Learning rate of this stage's next update, for look-ahead.
@@ -119,7 +131,7 @@ class Stage:
             x_in = self._place(x)
         weights = self.learner.ahead(s, lr) if s else self.learner.parameters
         out = self._call(weights if s or self._is_compiled else None, x_in)
-        if labels is not None:
+        if labels is not None and self.is_last:
             labels = labels.to(self.device)
             loss = self._loss.train(out, labels)
             self.tally.add(out.detach(), labels, loss.detach())
@@ -137,22 +149,40 @@ class Stage:
         Returns:
             What to send back to the stage before; None at stage 0.
         """
-        visit = self._visits.pop(micro)
-        loss = visit.out
+        p = None
         if adjoint is not None:
             assert self._filter_out is not None
             message = tuple(part.to(self.device, non_blocking=True) for part in adjoint)
-            size = spatial_size(visit.out)
+            size = spatial_size(self._visits[micro].out)
             p = self._filter_out.decode_adjoint(message, self._scale, size)
-            loss = _InnerProduct.apply(p, visit.out)
+        at_input = self._differentiate(micro, p)
+        if at_input is None:
+            return None
+        assert self._filter_in is not None
+        return self._filter_in.encode_adjoint(at_input, self._scale)
+
+    def backward_locally(self, micro: int, labels: Tensor, *, num_micro: int) -> None:
+        """Do the same with the stage's own classifier in place of the next stage.
+
+        Args:
+            micro: The micro-batch.
+            labels: As in `forward`.
+            num_micro: Micro-batches per update, M.
+        """
+        p = None
+        if isinstance(self.auxiliary, LocalLoss):
+            p = self.auxiliary.adjoint(self._visits[micro].out.detach(), labels, num_micro)
+        self._differentiate(micro, p)
+
+    def _differentiate(self, micro: int, p: Tensor | None) -> Tensor | None:
+        """Add to the batch's gradient, with p at the stage's output; return that at its input."""
+        visit = self._visits.pop(micro)
+        loss = visit.out if p is None else _InnerProduct.apply(p, visit.out)
         inputs = [*visit.weights, *([] if visit.leaf is None else [visit.leaf])]
         gradients = list(torch.autograd.grad(loss, inputs))
-        reply = None
-        if visit.leaf is not None:
-            assert self._filter_in is not None
-            reply = self._filter_in.encode_adjoint(gradients.pop(), self._scale)
+        at_input = None if visit.leaf is None else gradients.pop()
         self._accumulate(gradients, self.plan.config.parallel.shrink**visit.s)
-        return reply
+        return at_input
 
     def update(self, batch: int) -> None:
         """Apply the accumulated gradient of this batch of the run at the batch's learning rate."""
@@ -176,6 +206,8 @@ class Stage:
         self._visits.clear()
         self._gradients = None
         self.learner.forget_ahead()
+        if self.auxiliary is not None:
+            self.auxiliary.discard()
 
     def _accumulate(self, gradients: list[Tensor], factor: float) -> None:
         if factor != 1.0:
@@ -214,7 +246,7 @@ class Stage:
         x_in = self._receive(x) if isinstance(x, tuple) else self._place(x)
         out = self._call(self.learner.average, x_in)
         self.module.train()
-        if labels is not None:
+        if labels is not None and self.is_last:
             labels = labels.to(self.device)
             self.tally.add_test(out, labels, self._loss.test(out, labels))
         return self._send(out)
@@ -240,12 +272,15 @@ class Stage:
 
     def state(self) -> dict[str, Tensor]:
         """Return the stage's state by names that do not depend on the cuts; see `Learner.state`."""
-        return self.learner.state()
+        state = self.learner.state()
+        return state if self.auxiliary is None else state | self.auxiliary.learner.state()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over this stage's part of what `state` returned; see `Learner.load_state`."""
         self.discard()
         self.learner.load_state(tensors)
+        if self.auxiliary is not None:
+            self.auxiliary.load_state(tensors)
 
 
 class _InnerProduct(torch.autograd.Function):

@@ -61,8 +61,9 @@ class Config(FrozenModel):
     )
     method: Method = Field(
         "delayed_gradient",
-        description="What the parallel phase does at a cut; with the streamed feed all three are "
-        "the same.",
+        description="How the parallel phase decouples the stages: by late adjoints (with the "
+        "streamed feed the first three are the same), a classifier for each stage (greedy), inputs "
+        "that each stage makes itself (auxnet), or not at all, so that every pass is exact.",
     )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel phase.")
     correction: CorrectionConfig = Field(

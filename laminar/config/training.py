@@ -34,7 +34,7 @@ class KeptFilterConfig(FilterConfig):
     boundary: int = Field(ge=1, description="The block that receives.")
 
 
-Method = Literal["delayed_gradient", "penalty", "augmented_lagrangian"]
+Method = Literal["delayed_gradient", "penalty", "augmented_lagrangian", "greedy", "auxnet", "exact"]
 """How the parallel phase decouples the stages (docs/method.md)."""
 
 

@@ -259,6 +259,7 @@ ROWS = [
     wrong("milestone after the end", "schedule={name: step, milestones: [1, 2]}",
           "must be < epochs", "got 2 and 2"),
     wrong("average of nothing", "ema.decay=1", "`ema.decay`", "less than 1"),
+    wrong("method", "method=dgl", "`method`", "'greedy'"),
     wrong("ledger of no epoch", "ledger.every=0", "`ledger.every`", "than or equal to 1"),
     wrong("no value", "epochs", "KEY=VALUE", "got epochs"),
     Row("no file", "train absent.yaml", ("readable file", "absent.yaml")),

@@ -62,6 +62,16 @@ def test_engine_equals_reference(case, actors):
     assert samples == plan.num_batches * plan.config.batch_size
 
 
+@pytest.mark.parametrize("method", ["greedy", "auxnet"])
+def test_rules_that_need_data_at_every_stage(method, actors):
+    phases = [{"phase": phase, "epochs": 1} for phase in ("parallel", "correction")]
+    plan = tiny_plan(8, num_stages=3, method=method, phases=phases)
+    state, reports = run_on_ray(plan, actors)
+    assert differing(run_reference(plan).state(), state) == []
+    adjoints = [reports[0][k].sent["adjoint"].inline_bytes for k in (0, 1, 2)]
+    assert [n > 0 for n in adjoints] == [False, method == "auxnet", method == "auxnet"]
+
+
 def find_mapping(actor_self, phase, micro, *arrays):
     """Runs in the actor: which memory mapping holds the array that Ray handed over."""
     address = arrays[0].__array_interface__["data"][0]

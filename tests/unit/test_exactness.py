@@ -157,6 +157,22 @@ def test_an_exact_pass_that_is_left_leaves_nothing():
     assert differing(stage.state(), state) == []
 
 
+def test_a_batch_that_a_phase_did_not_come_to_is_not_kept():
+    engine = LedgerEngine(plan_of())
+    engine.run()
+    stage = engine.stages[0]
+    assert isinstance(stage, MeasuredStage)
+    stage.begin_phase(probed_micro=None, kept_batch=NUM_BATCHES)
+    assert not stage.has_applied
+    stage.begin_phase(probed_micro=None, kept_batch=0)
+    OneProcessEngine.train(engine, engine.plan.segments[0])
+    assert stage.has_applied
+    stage.begin_phase(probed_micro=None)
+    assert stage.has_applied, "until it is taken, whatever phase comes next"
+    stage.take_applied()
+    assert not stage.has_applied
+
+
 def test_which_epochs_have_an_entry():
     segments = [Segment("parallel", epoch, 0, 5) for epoch in range(5)]
     found = [is_in_ledger(s, LedgerConfig(every=2)) for s in segments]

@@ -3,11 +3,13 @@ from hypothesis import strategies as st
 
 from laminar.schedule import (
     Backward,
+    Fit,
     Forward,
     correction_actions,
     lateness_ticks,
     num_ticks,
     parallel_actions,
+    unlocked_actions,
     updates_until_own,
 )
 
@@ -72,6 +74,41 @@ def test_correction_visits_all_in_order_and_never_deadlocks(num_stages, per_batc
                 position[k] += 1
                 moved = True
         assert moved, "deadlock"
+
+
+def test_unlocked_table_of_three_stages():
+    table = [list(unlocked_actions(k, 3, 2, 1, "forward_first")) for k in range(3)]
+    assert table[0] == [F(0), F(1), B(0), B(1)]
+    assert table[1] == [F(0), F(1), B(0), Fit(0), B(1), Fit(1)]
+    assert table[2] == [F(0), B(0), F(1), B(1), Fit(0), Fit(1)]
+    assert list(unlocked_actions(0, 1, 2, 1, "backward_first")) == [F(0), B(0), F(1), B(1)]
+    first = list(unlocked_actions(1, 3, 2, 1, "backward_first"))
+    assert first == [F(0), B(0), F(1), Fit(0), B(1), Fit(1)]
+
+
+@given(
+    num_stages=st.integers(1, 6),
+    delay=st.integers(1, 4),
+    per_batch=st.integers(1, 5),
+    num_batches=st.integers(1, 12),
+    order=st.sampled_from(ORDERS),
+)
+def test_s_where_no_forward_waits(num_stages, delay, per_batch, num_batches, order):
+    for stage in range(num_stages):
+        applied, num_micro = 0, num_batches * per_batch
+        seen = []
+        for action in unlocked_actions(stage, num_stages, num_micro, delay, order):
+            if isinstance(action, Forward):
+                s = updates_until_own(
+                    action.micro, stage, num_stages, per_batch, delay, order, is_unlocked=True
+                )
+                assert s == action.micro // per_batch - applied
+            elif isinstance(action, Backward):
+                applied += (action.micro + 1) % per_batch == 0
+            else:
+                seen.append(action.micro)
+        assert applied == num_batches
+        assert seen == (list(range(num_micro)) if stage else [])
 
 
 def test_one_f_one_b_by_hand():
