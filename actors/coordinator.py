@@ -17,7 +17,7 @@ from actors.mailbox import Aborted
 from actors.stage_actor import StageActor, StageProgress, StageReport
 from laminar.checkpoint import prune, publish
 from laminar.data import num_test_batches
-from laminar.event_log import EventLog
+from laminar.event_log import EventLog, epoch_scalars
 from laminar.exactness import Exactness, is_in_ledger
 from laminar.plan import Plan, Segment
 from laminar.progress import PhaseName, Progress
@@ -190,7 +190,7 @@ class Coordinator:
         self._batches_before_phase = first_epoch * plan.batches_per_epoch
         self._loss: float | None = None
         self._accuracy: float | None = None
-        self._finished: list[dict[str, Any]] = []
+        self._finished: list[tuple[dict[str, Any], dict[str, float]]] = []
         self._trained: list[tuple[float, int]] = []
         self._stages = Stages(stages)
         self._is_lockstep, self._permits = is_lockstep, threading.Semaphore(0)
@@ -209,8 +209,8 @@ class Coordinator:
         for epoch in range(self._epoch, self._plan.config.epochs):
             self._epoch = epoch
             metrics, timeline = self._run_epoch(epoch)
-            self._save(epoch + 1, metrics, timeline)
-            self._finished.append(metrics)
+            scalars = self._save(epoch + 1, metrics, timeline)
+            self._finished.append((metrics, scalars))
             if self._is_lockstep and epoch + 1 < self._plan.config.epochs:
                 self._permits.acquire()
         return metrics
@@ -256,8 +256,14 @@ class Coordinator:
         metrics["ledger"] = entry
         return metrics, {"epoch": epoch + 1, "phases": phases}
 
-    def _save(self, epoch: int, metrics: dict[str, Any], timeline: dict[str, Any]) -> None:
-        """Write metrics first, then the checkpoint: a resumed run cuts the metrics to fit."""
+    def _save(
+        self, epoch: int, metrics: dict[str, Any], timeline: dict[str, Any]
+    ) -> dict[str, float]:
+        """Write metrics first, then the checkpoint: a resumed run cuts the metrics to fit.
+
+        Returns:
+            The epoch's figures by the names under which trackers show them.
+        """
         self._enter("checkpoint", epoch * self._plan.batches_per_epoch)
         started = time.monotonic()
         folder = self._run.checkpoints / f"epoch_{epoch:04d}"
@@ -266,10 +272,12 @@ class Coordinator:
         self._run.write_confusion(epoch, self._plan.problem.names, self._confusion)
         self._run.append_metrics(metrics)
         self._run.append_timeline(timeline)
-        self._events.write(metrics, timeline)
+        scalars = epoch_scalars(metrics, timeline)
+        self._events.write(epoch, scalars)
         data = {"mean": self._infos[0]["mean"], "std": self._infos[0]["std"]}
         publish(folder, epoch=epoch, plan=self._plan, parts=parts, data=data)
         prune(self._run.checkpoints, self._num_to_keep)
+        return scalars
 
     def _enter(self, phase: PhaseName, batches_before: int) -> None:
         self._phase_name, self._batches_before_phase = phase, batches_before
@@ -288,8 +296,10 @@ class Coordinator:
         self._permits.release()
 
     @ray.method(concurrency_group="control")
-    def status(self, num_known: int) -> tuple[Progress, list[dict[str, Any]]]:
-        """Return where the run stands, and the metrics of epochs after the first `num_known`."""
+    def status(
+        self, num_known: int
+    ) -> tuple[Progress, list[tuple[dict[str, Any], dict[str, float]]]]:
+        """Return where the run stands, and metrics and scalars of epochs after `num_known`."""
         is_training = self._phase_name in ("correction", "parallel")
         done = self._batches_before_phase
         if is_training:

@@ -39,6 +39,8 @@ from laminar.precision import check_compiler
 from laminar.progress import Callback, DataProgress, EpochEnd, Event, Notice
 from laminar.repartition import changes, is_same_run, repartition
 from laminar.run_directory import RunDirectory
+from laminar.trackers import check_trackers
+from laminar.tracking import Tracking
 
 _POLL_S = 0.25
 _LOCKSTEP_POLL_S = 0.05  # the coordinator waits for it
@@ -177,7 +179,11 @@ class LayerParallelTrainer:
             TrainingError: A stage failed.
         """
         plan = self._check()
-        metrics = self._run.read_metrics()[-1] if self._is_finished(plan) else self._train(plan)
+        if self._is_finished(plan):
+            metrics = self._run.read_metrics()[-1]
+            self._tracked(plan).catch_up()
+        else:
+            metrics = self._train(plan)
         newest = find_checkpoint(self._run.path)
         return ray.train.Result(
             metrics=metrics,
@@ -201,11 +207,26 @@ class LayerParallelTrainer:
             else:
                 self._run.rewrite_config(plan.config)
             try:
-                return self._fit_with_retries(plan, room)
+                with self._tracked(plan) as self._tracking:
+                    return self._fit_with_retries(plan, room)
             except UserError:
                 if self._is_new:
                     self._run.discard()
                 raise
+
+    def _tracked(self, plan: Plan) -> Tracking:
+        return Tracking(
+            plan.config,
+            self._run,
+            num_epochs=self._num_saved_epochs(plan),
+            is_new=self._is_new,
+            warn=lambda sentence: self._tell(Notice(sentence)),
+            stopped=(KeyboardInterrupt, RunStopped),
+        )
+
+    def _num_saved_epochs(self, plan: Plan) -> int:
+        saved = list_checkpoints(self._run.checkpoints)
+        return read_manifest(saved[-1], plan.factories).epoch if saved else 0
 
     def _reserved(self, plan: Plan) -> contextlib.AbstractContextManager[Reservation]:
         return reserve(plan.config) if self._room is None else contextlib.nullcontext(self._room)
@@ -213,6 +234,7 @@ class LayerParallelTrainer:
     def _check(self) -> Plan:
         """Resolve the plan and find what is wrong with it, the data and the checkpoint."""
         config = with_absolute_paths(self._config)
+        check_trackers(config.tracking)
         check_picklable(self._factories)
         if self._address is None:
             check_compiler(config.precision, device_type_here(config))
@@ -254,7 +276,7 @@ class LayerParallelTrainer:
     def _fit_once(self, plan: Plan, room: Reservation) -> dict[str, Any]:
         """Go on from the newest checkpoint, if any, with fresh actors."""
         saved = list_checkpoints(self._run.checkpoints)
-        first_epoch = read_manifest(saved[-1], plan.factories).epoch if saved else 0
+        first_epoch = self._num_saved_epochs(plan)
         self._run.truncate_metrics(first_epoch)
         checkpoints = self._run_config.checkpoint_config
         # Started here, not by the coordinator: each spends seconds importing torch, all at once.
@@ -294,7 +316,8 @@ class LayerParallelTrainer:
         while True:
             ready, _ = ray.wait([result], timeout=poll_s)
             progress, finished = ray.get(coordinator.status.remote(num_known - already_known))
-            for metrics in finished:
+            for metrics, scalars in finished:
+                self._tracking.write(metrics["epoch"], scalars)
                 self._tell(EpochEnd(metrics))
                 if self._is_lockstep:
                     coordinator.go_on.remote()

@@ -1,13 +1,14 @@
-"""TensorBoard events of a run: a scalar per figure and epoch."""
+"""TensorBoard events of a run, a scalar per figure and epoch, and the figures themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 class EventLog:
-    """Writes the epochs' metrics as TensorBoard reads them.
+    """Writes the epochs' figures as TensorBoard reads them.
 
     Args:
         folder: Where to.
@@ -20,20 +21,25 @@ class EventLog:
 
         self._writer = SummaryWriter(str(folder), purge_step=num_epochs + 1)
 
-    def write(self, metrics: dict[str, Any], timeline: dict[str, Any]) -> None:
+    def write(self, epoch: int, scalars: Mapping[str, float]) -> None:
         """Add one epoch, on disk when this returns.
 
         Args:
-            metrics: The epoch's line of metrics.jsonl.
-            timeline: Its line of timeline.jsonl.
+            epoch: From 1.
+            scalars: From `epoch_scalars`.
         """
-        for name, value in epoch_scalars(metrics, timeline).items():
-            self._writer.add_scalar(name, value, metrics["epoch"])
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
 
 def epoch_scalars(metrics: dict[str, Any], timeline: dict[str, Any]) -> dict[str, float]:
-    """Return the figures of an epoch by the names under which TensorBoard shows them."""
+    """Return the figures of an epoch by the names under which trackers show them.
+
+    Args:
+        metrics: Its line of metrics.jsonl.
+        timeline: Its line of timeline.jsonl.
+    """
     found = {
         f"{what}/{split}": metrics[f"{split}_{what}"]
         for what in ("loss", "accuracy")

@@ -7,7 +7,7 @@ from laminar.config_file import validate_config
 from laminar.filters import Filter
 from laminar.plan import Plan, make_plan
 
-_PARTITION = ("num_stages", "cuts", "filters", "kept_filters", "partition", "resources")
+_FREE = ("num_stages", "cuts", "filters", "kept_filters", "partition", "resources", "tracking")
 """What may differ between the two halves of a run; and `phases`, if `num_stages` does."""
 
 
@@ -47,10 +47,10 @@ def repartition(plan: Plan, num_stages: int, cuts: tuple[int, ...] | None) -> Co
 def is_same_run(before: Plan, after: Plan) -> bool:
     """Whether a run may go on from a checkpoint of another plan.
 
-    All but the partition and the resources must be equal, and so must the filters at every
+    All but partition, resources and trackers must be equal, and so must the filters at every
     boundary, for they are part of the network's function.
     """
-    free = {*_PARTITION, *(["phases"] if _num_stages_differ(before, after) else [])}
+    free = {*_FREE, *(["phases"] if _num_stages_differ(before, after) else [])}
     fixed = set(Config.model_fields) - free
     return (
         before.config.model_dump(include=fixed) == after.config.model_dump(include=fixed)

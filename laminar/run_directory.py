@@ -34,6 +34,8 @@ class RunDirectory:
         self.timeline_file = self.path / "timeline.jsonl"
         self.events = self.path / "tensorboard"
         self.environment_file = self.path / "environment.json"
+        self.tracking_file = self.path / "tracking.json"
+        self.wandb = self.path / "wandb"
         self.checkpoints = self.path / "checkpoints"
         self.plot_file = self.path / "plot.png"
         self.confusion_file = self.path / "confusion_matrix.json"
@@ -64,10 +66,12 @@ class RunDirectory:
         if self.read_metrics() or self.checkpoints.exists():
             return
         for file in (
-            self.config_file, self.metrics_file, self.timeline_file, self.environment_file
+            self.config_file, self.metrics_file, self.timeline_file, self.environment_file,
+            self.tracking_file,
         ):  # fmt: skip
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.events, ignore_errors=True)
+        for folder in (self.events, self.wandb):
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -143,6 +147,16 @@ class RunDirectory:
             return None
         content: dict[str, Any] = json.loads(self.confusion_file.read_text())
         return content
+
+    def write_tracking(self, told: str) -> None:
+        """Record, as JSON, what `laminar.tracking` keeps of each tracker."""
+        temporary = self.tracking_file.with_suffix(".tmp")
+        temporary.write_text(told)
+        temporary.replace(self.tracking_file)
+
+    def read_tracking(self) -> str:
+        """Return what `write_tracking` recorded; `{}` before."""
+        return self.tracking_file.read_text() if self.tracking_file.is_file() else "{}"
 
     def write_environment(self, stages: list[dict[str, Any]]) -> None:
         """Record what the run runs on; `stages` says what each stage computes with."""

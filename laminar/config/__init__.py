@@ -40,6 +40,11 @@ from laminar.config.resources import (
 from laminar.config.run import (
     Config,
 )
+from laminar.config.tracking import (
+    MlflowConfig,
+    TrackingConfig,
+    WandbConfig,
+)
 from laminar.config.training import (
     CorrectionConfig,
     FilterConfig,
@@ -68,6 +73,7 @@ __all__ = [
     "LinearConfig",
     "LossConfig",
     "Method",
+    "MlflowConfig",
     "MnistConfig",
     "ModelConfig",
     "OneCycleConfig",
@@ -84,4 +90,6 @@ __all__ = [
     "SgdConfig",
     "StepConfig",
     "SyntheticConfig",
+    "TrackingConfig",
+    "WandbConfig",
 ]

@@ -20,6 +20,7 @@ from laminar.config.optimization import (
 from laminar.config.partition import PartitionConfig
 from laminar.config.precision import PrecisionConfig
 from laminar.config.resources import ResourceConfig
+from laminar.config.tracking import TrackingConfig
 from laminar.config.training import (
     CorrectionConfig,
     FilterConfig,
@@ -82,6 +83,9 @@ class Config(FrozenModel):
         default_factory=PrecisionConfig, description="How stages compute."
     )
     resources: ResourceConfig = Field(default_factory=ResourceConfig, description="Resources.")
+    tracking: TrackingConfig = Field(
+        default_factory=TrackingConfig, description="MLflow and Weights & Biases."
+    )
 
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> Config:

@@ -32,7 +32,9 @@ def unbroken(ray_session, tmp_path_factory):
     weights = path / "weights.safetensors"
     module = tiny_plan(seed=1).build_stage_module(0, 5)
     save_file({name: t.detach() for name, t in module.public_tensors()}, weights)
-    config = tiny_config(epochs=4, model={**TINY_MODEL, "weights": str(weights)})
+    config = tiny_config(
+        epochs=4, model={**TINY_MODEL, "weights": str(weights)}, tracking={"wandb": {}}
+    )
     events = []
     result = fit(config, path, callback=events.append)
     reference = run_reference(make_plan(config, describe(config.data)))
@@ -86,6 +88,10 @@ def test_resumed_equals_unbroken(unbroken, tmp_path, epochs_done):
     assert lines[0] == lines[1]
     assert len(lines[0]) == 4
     assert result.metrics["epoch"] == 4
+    told = [json.loads((p / "tracking.json").read_text())["wandb"] for p in (path, broken)]
+    assert told[0] == told[1]
+    assert told[0]["num_epochs"] == 4
+    assert len(list(broken.glob(f"wandb/offline-run-*-{told[0]['run_id']}"))) == 2
 
 
 def test_resumed_with_another_number_of_stages(unbroken, tmp_path):
