@@ -41,12 +41,13 @@ CASES = {
     ),
     "cifar10-serial": Case("cifar10", "CIFAR-10, ResNet-8, serial", trainer="serial"),
 }
-for _name, _title in (("resnet20", "ResNet-20"), ("wrn16_2", "WRN-16-2")):
-    _model, _where = f"model.name={_name}", f"CIFAR-10 (10,000 images), {_title}"
-    CASES[f"{_name}-serial"] = Case("cifar10_10k", f"{_where}, serial", (_model,), trainer="serial")
+for _name, _title, _epochs in (("resnet20", "ResNet-20", 6), ("wrn16_2", "WRN-16-2", 4)):
+    _base = (f"model.name={_name}", f"epochs={_epochs}")
+    _where = f"CIFAR-10 (10,000 images), {_title}"
+    CASES[f"{_name}-serial"] = Case("cifar10_10k", f"{_where}, serial", _base, trainer="serial")
     for _k in (2, 3, 4):
         _filter = ("filters={pool: 2, cast: fp16}",) if _k == 2 else (_INT8, _M4)
         _how = "2x2 fp16" if _k == 2 else "int8 without pooling"
         CASES[f"{_name}-k{_k}"] = Case(
-            "cifar10_10k", f"{_where}, K={_k}, {_how}", _stages(_k, _model, *_filter)
+            "cifar10_10k", f"{_where}, K={_k}, {_how}", _stages(_k, *_base, *_filter)
         )

@@ -1,0 +1,119 @@
+"""A recorded search on real images, and its winner beside the defaults on seeds it has not seen.
+
+    python -m benchmarks.tuning.run --cifar10 FOLDER [--seeds 1 2 3]
+
+Searches `search.yaml` with seed 0 unless `trials.jsonl` is there, then trains winner and defaults
+on each seed, skipping what is done, and writes `table.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.one_process import train_in_one_process
+from tuning.config import Search, load_search
+from tuning.ledger import LEDGER_FILE, SEARCH_FILE, Ledger, Trial, best_trials
+from tuning.report import write_report
+from tuning.search import run_search
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+NAMES = ("winner", "defaults")
+
+
+def winner(search: Search) -> Trial:
+    """Return the best trial of the recorded search."""
+    return best_trials(search.settings, list(Ledger(HERE).trials.values()))[0]
+
+
+def record_search(search: Search, report: Path) -> None:
+    """Search, keep the ledger, and write the report where it is wanted."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_search(search, storage_path=folder, name="search")
+        shutil.copy(Path(result.path) / LEDGER_FILE, HERE / LEDGER_FILE)
+        shutil.copy(write_report(result.path), report)
+
+
+def train(search: Search, name: str, seed: int) -> list[dict[str, Any]]:
+    """Train the winner, or the defaults where the search varied something."""
+    params = winner(search).params
+    config = search.configs(params)[0]
+    if name == "defaults":
+        changes = {
+            section: type(getattr(config, section))() for section in ("optimizer", "parallel")
+        }
+        config = config.model_copy(update=changes)
+    return train_in_one_process(config.model_copy(update={"seed": seed}))
+
+
+def write_table(search: Search) -> None:
+    """Write table.md from the ledger and the finished runs."""
+    trials = list(Ledger(HERE).trials.values())
+    best = winner(search)
+    rows = ["| trial | epochs | test accuracy | " + " | ".join(best.params) + " |"]
+    rows.append("|---" * (3 + len(best.params)) + "|")
+    for trial in sorted(trials, key=lambda t: -t.last["test_accuracy"]):
+        values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.params.values())
+        accuracy = f"{trial.last['test_accuracy']:.4f}"
+        rows.append(
+            f"| {trial.number} | {len(trial.epochs)} | {accuracy} | " + " | ".join(values) + " |"
+        )
+    rows += ["", "| seeds not searched on | test accuracy, mean +- std | each |", "|---|---|---|"]
+    for name in NAMES:
+        finals = [
+            json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
+            for path in sorted(RESULTS.glob(f"{name}-seed*.jsonl"))
+        ]
+        spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
+        each = " ".join(f"{a:.4f}" for a in finals)
+        rows.append(f"| {name} | **{statistics.mean(finals):.4f}**{spread} | {each} |")
+    (HERE / "table.md").write_text("\n".join(rows) + "\n")
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cifar10", default="data/cifar10")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--report", default="search_report.html", help="where its report goes")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    search = load_search(HERE / SEARCH_FILE, [f"data.root={args.cifar10}"])
+    if args.one:
+        name, seed = args.one[0], int(args.one[1])
+        lines = train(search, name, seed)
+        path = RESULTS / f"{name}-seed{seed}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return
+    RESULTS.mkdir(exist_ok=True)
+    if not (HERE / LEDGER_FILE).exists():
+        record_search(search, Path(args.report))
+
+    def run_apart(case: tuple[str, int]) -> None:
+        command = [sys.executable, "-m", "benchmarks.tuning.run", "--cifar10", args.cifar10]
+        command += ["--one", case[0], str(case[1])]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    missing = [
+        (name, seed)
+        for seed in args.seeds
+        for name in NAMES
+        if not (RESULTS / f"{name}-seed{seed}.jsonl").exists()
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run_apart, missing))
+    write_table(search)
+
+
+if __name__ == "__main__":
+    main()
