@@ -31,6 +31,12 @@ KINDS = {
     "wait_adjoint": ("waiting for an adjoint message", "#d96459"),
     "other": ("other", "#dddddd"),
 }
+_LOG_TICKS = [digit * 10.0**power for power in range(-9, 7) for digit in (1, 2, 5)]
+_LOG_AXIS: dict[str, Any] = {
+    "type": "log",
+    "tickvals": _LOG_TICKS,
+    "ticktext": [f"{value:g}" for value in _LOG_TICKS],  # plotly's own leave the zeros out
+}
 MAX_TIMELINES = 12
 MAX_CONFUSED = 100
 """Classes of a confusion matrix that can still be told apart."""
@@ -60,7 +66,7 @@ def curves(metrics: Lines) -> go.Figure:
             x=[None], y=[None], name=f"{phase} phase", mode="markers",
             marker={"symbol": "square", "size": 12, "color": PHASE_COLORS[phase]},
         )  # fmt: skip
-    figure.update_yaxes(type="log", dtick="D2", row=1, col=1)
+    figure.update_yaxes(row=1, col=1, **_LOG_AXIS)
     figure.update_yaxes(tickformat=".0%", row=1, col=2)
     figure.update_xaxes(title="epoch", range=[bands[0][1], bands[-1][2]])
     return _styled(figure, 380)
@@ -274,7 +280,7 @@ def overlay(runs: dict[str, Lines]) -> go.Figure:
                 line_color=CUT_COLORS[number % len(CUT_COLORS)], showlegend=column == 1,
                 row=1, col=column,
             )  # fmt: skip
-    figure.update_yaxes(type="log", dtick="D2", row=1, col=1)
+    figure.update_yaxes(row=1, col=1, **_LOG_AXIS)
     figure.update_yaxes(tickformat=".1%", row=1, col=2)
     figure.update_yaxes(tickformat=".1%", row=1, col=3)
     figure.update_xaxes(title="epoch")

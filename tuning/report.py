@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+body { font: 14px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em;
        color: #222 }
 table { border-collapse: collapse; display: block; overflow-x: auto }
-th, td { text-align: right; padding: .25em .8em; border-bottom: 1px solid #ddd }
+th, td { text-align: right; padding: .25em .5em;
+         white-space: nowrap; border-bottom: 1px solid #ddd }
 th { color: #777; font-weight: normal } tr.best { background: #e8f4ea }
 td.text, th.text { text-align: left } h2 { margin-top: 2em; font-weight: 600 }
 .note { color: #777 }
 """
+_GREY_TO_BLUE = [[0, "#d3d9e0"], [0.5, "#6ea3cf"], [1, "#0b3d7a"]]
 
 
 def write_report(folder: str | Path) -> Path:
@@ -192,17 +194,58 @@ def _figures(search: Search, trials: Sequence[Trial]) -> list[tuple[str, str, Fi
     names = [name for name in space.unconditional() if _varies(study, name)]
     if names and len(study.trials) > 1:
         for index, metric in enumerate(metrics):
-            lines = draw.plot_parallel_coordinate(
-                study, params=names, target=_value_of(index), target_name=metric
-            )
+            lines = _parallel_coordinates(search, study.trials, names, index)
             note = f"A line is a trial; its colour is {metric}. Drag along an axis to pick some."
             found.append((f"Parallel coordinates: {metric}", note, lines))
     shares = importances(search, trials)
     if shares:
         found.append(("Importance", _importance_note(space), _bars(shares, metrics[0])))
     for _, _, figure in found:
-        figure.update_layout(title=None, template="plotly_white", margin={"t": 30})
+        figure.update_layout(
+            title=None, template="plotly_white", margin_t=max(30, figure.layout.margin.t or 0)
+        )
     return found
+
+
+def _parallel_coordinates(
+    search: Search, trials: Sequence[optuna.trial.FrozenTrial], names: Sequence[str], index: int
+) -> Figure:
+    """Draw a line for each trial; what is good is dark, in whichever direction."""
+    from plotly.graph_objects import Figure, Parcoords
+
+    values = [trial.values[index] for trial in trials]
+    axes = [{"label": search.settings.metrics[index], "values": values}]
+    for name in names:
+        distribution = search.space.distributions()[name]
+        found = [trial.params[name] for trial in trials]
+        if isinstance(distribution, Options):
+            ticks = list(range(len(distribution.labels)))
+            texts = [number(label) for label in distribution.labels]
+            found = [distribution.labels.index(value) for value in found]
+            axes.append({"label": name, "values": found, "tickvals": ticks, "ticktext": texts})
+        elif distribution.kind == "loguniform":
+            ends = (
+                distribution.low,
+                (distribution.low * distribution.high) ** 0.5,
+                distribution.high,
+            )
+            ticks = [math.log10(value) for value in ends]
+            texts = [number(value) for value in ends]
+            found = [math.log10(value) for value in found]
+            axes.append({"label": name, "values": found, "tickvals": ticks, "ticktext": texts,
+                         "range": [ticks[0], ticks[-1]]})  # fmt: skip
+        else:
+            bounds = [distribution.low, distribution.high]
+            axes.append({"label": name, "values": found, "range": bounds})
+    line = {
+        "color": values,
+        "colorscale": _GREY_TO_BLUE,
+        "reversescale": search.settings.modes[index] == "min",
+        "showscale": True,
+    }
+    figure = Figure(Parcoords(line=line, dimensions=axes, labelfont_size=13, tickfont_size=12))
+    figure.update_layout(margin={"t": 80})
+    return figure
 
 
 def _value_of(index: int) -> Callable[[optuna.trial.FrozenTrial], float]:
