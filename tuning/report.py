@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuning.config import Search
 from tuning.ledger import REPORT_FILE, Trial, best_trials, open_search
@@ -214,29 +214,11 @@ def _parallel_coordinates(
     from plotly.graph_objects import Figure, Parcoords
 
     values = [trial.values[index] for trial in trials]
-    axes = [{"label": search.settings.metrics[index], "values": values}]
+    axes: list[dict[str, Any]] = [{"label": search.settings.metrics[index], "values": values}]
+    distributions = search.space.distributions()
     for name in names:
-        distribution = search.space.distributions()[name]
-        found = [trial.params[name] for trial in trials]
-        if isinstance(distribution, Options):
-            ticks = list(range(len(distribution.labels)))
-            texts = [number(label) for label in distribution.labels]
-            found = [distribution.labels.index(value) for value in found]
-            axes.append({"label": name, "values": found, "tickvals": ticks, "ticktext": texts})
-        elif distribution.kind == "loguniform":
-            ends = (
-                distribution.low,
-                (distribution.low * distribution.high) ** 0.5,
-                distribution.high,
-            )
-            ticks = [math.log10(value) for value in ends]
-            texts = [number(value) for value in ends]
-            found = [math.log10(value) for value in found]
-            axes.append({"label": name, "values": found, "tickvals": ticks, "ticktext": texts,
-                         "range": [ticks[0], ticks[-1]]})  # fmt: skip
-        else:
-            bounds = [distribution.low, distribution.high]
-            axes.append({"label": name, "values": found, "range": bounds})
+        axis = _axis(distributions[name], [trial.params[name] for trial in trials])
+        axes.append({"label": name, **axis})
     line = {
         "color": values,
         "colorscale": _GREY_TO_BLUE,
@@ -246,6 +228,27 @@ def _parallel_coordinates(
     figure = Figure(Parcoords(line=line, dimensions=axes, labelfont_size=13, tickfont_size=12))
     figure.update_layout(margin={"t": 80})
     return figure
+
+
+def _axis(distribution: Distribution, values: Sequence[Any]) -> dict[str, Any]:
+    """Return plotly's description of an axis over the whole distribution."""
+    if isinstance(distribution, Options):
+        labels = list(distribution.labels)
+        return {
+            "values": [labels.index(value) for value in values],
+            "tickvals": list(range(len(labels))),
+            "ticktext": [number(label) for label in labels],
+        }
+    low, high = distribution.low, distribution.high
+    if distribution.kind != "loguniform":
+        return {"values": list(values), "range": [low, high]}
+    ends = (low, math.sqrt(low * high), high)
+    return {
+        "values": [math.log10(value) for value in values],
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": [math.log10(value) for value in ends],
+        "ticktext": [number(value) for value in ends],
+    }
 
 
 def _value_of(index: int) -> Callable[[optuna.trial.FrozenTrial], float]:
