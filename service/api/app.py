@@ -1,0 +1,116 @@
+"""The application: routes, guards and errors put together."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
+
+from laminar import __version__
+from service.api import jobs, problems, run
+from service.api.auth import Tokens
+from service.api.context import ApiSettings, Context, Reader, Service
+from service.api.guard import Guard, RateLimiter
+from service.api.telemetry import Telemetry, TimedRequests
+from service.jobs.manager import JobManager
+
+_DESCRIPTION = """
+Submit layer-parallel training jobs to a Ray cluster, watch them, stop them.
+
+Errors are `application/problem+json`. Live streams are server-sent events; they end with an `end`
+event, and go on from `Last-Event-ID`.
+"""
+
+
+def create_app(
+    manager: JobManager,
+    *,
+    tokens: Tokens | None = None,
+    settings: ApiSettings | None = None,
+    dispatch_s: float | None = None,
+) -> FastAPI:
+    """Return the application.
+
+    Args:
+        manager: The jobs.
+        tokens: Who may come in; None lets everybody.
+        settings: How it behaves.
+        dispatch_s: Seconds between rounds of the dispatcher, which then runs as long as the
+            application does; None runs none.
+    """
+    settings = settings or ApiSettings()
+    telemetry = Telemetry(manager)
+    context = Context(
+        manager,
+        tokens,
+        settings,
+        telemetry,
+        RateLimiter(settings.requests_per_s, settings.burst),
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        thread = None
+        if dispatch_s is not None:
+            thread = threading.Thread(target=manager.run, args=(dispatch_s,), daemon=True)
+            thread.start()
+        yield
+        context.is_closing = True
+        manager.close()
+        if thread is not None:
+            thread.join(timeout=30)
+
+    app = FastAPI(
+        title="Laminar",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+        # Their pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.context = context
+    problems.install(app)
+    app.include_router(jobs.router)
+    app.include_router(run.router)
+    _add_probes(app)
+    app.add_middleware(TimedRequests, telemetry=telemetry)
+    app.add_middleware(Guard, hosts=settings.hosts)
+    return app
+
+
+def _add_probes(app: FastAPI) -> None:
+    @app.get("/healthz", operation_id="healthz", response_class=PlainTextResponse)
+    def healthz() -> str:
+        """Whether the service answers at all."""
+        return "ok\n"
+
+    @app.get(
+        "/readyz",
+        operation_id="readyz",
+        response_class=PlainTextResponse,
+        responses=problems.responses(503),
+    )
+    def readyz(service: Service) -> Response:
+        """Whether the cluster answers and the dispatcher goes round."""
+        if not service.manager.cluster().is_reachable:
+            return problems.problem(503, "the cluster does not answer")
+        age = time.monotonic() - service.manager.ticked_at
+        if age > service.settings.ready_within_s:
+            return problems.problem(503, f"the dispatcher last went round {age:.0f} s ago")
+        return PlainTextResponse("ok\n")
+
+    @app.get(
+        "/metrics",
+        operation_id="prometheus",
+        response_class=PlainTextResponse,
+        responses=problems.responses(401, 403, 429),
+    )
+    def metrics(user: Reader, service: Service) -> Response:
+        """Return metrics of the service and of running jobs, in Prometheus' text format."""
+        return Response(service.telemetry.render(), media_type="text/plain; version=0.0.4")

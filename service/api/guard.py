@@ -1,0 +1,103 @@
+"""What stands before every route: hosts, origins, rates, and headers that browsers heed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import problem
+
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_MOST_KNOWN = 10_000
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+}
+
+
+class RateLimiter:
+    """A bucket of tokens for each caller: so many at once, and so many a second after that.
+
+    Args:
+        per_s: Refill.
+        burst: Size of a bucket.
+    """
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait_s(self, caller: str, at: float | None = None) -> float:
+        """Take a token and return 0, or return the seconds until there is one."""
+        at = time.monotonic() if at is None else at
+        with self._lock:
+            level, since = self._buckets.pop(caller, (self._burst, at))
+            level = min(self._burst, level + (at - since) * self._per_s)
+            wait = 0.0 if level >= 1 else (1 - level) / self._per_s
+            self._buckets[caller] = (level - 1 if level >= 1 else level, at)
+            while len(self._buckets) > _MOST_KNOWN:
+                self._buckets.popitem(last=False)
+            return wait
+
+
+class Guard:
+    """Refuses what no route should see, and adds headers to every answer.
+
+    Args:
+        app: The application behind it.
+        hosts: Names by which the service is known; a web page that made its own name resolve to
+            this machine (DNS rebinding) does not know them. Empty accepts any.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app, self._hosts = app, frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or let the application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        if refusal is not None:
+            await problem(*refusal)(scope, receive, send_with_headers)
+            return
+        await self._app(scope, receive, send_with_headers)
+
+    def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if self._hosts and _name(host) not in self._hosts:
+            return 400, "the Host header must name this service; see `laminar serve --host-name`"
+        origin = headers.get("origin")
+        if method not in _SAFE_METHODS and origin is not None:
+            # A browser says where a request comes from; ours come from our own page.
+            try:
+                netloc = urlsplit(origin).netloc
+            except ValueError:
+                netloc = ""
+            if netloc.lower() != host.lower():
+                return 403, "requests of other web pages are refused"
+        return None
+
+
+def _name(host: str) -> str:
+    """Return the name in a Host header, without its port."""
+    name, _, port = host.rpartition(":")
+    return (name if name and port.isdigit() else host).lower()

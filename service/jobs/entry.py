@@ -1,0 +1,229 @@
+"""The driver of one try of a job, on the cluster: `python -m service.jobs.entry FOLDER ATTEMPT`.
+
+The command is fixed; what it trains is the data in the folder. It writes `attempts/NNNN.json` and
+never `status.json`, which it reads: a stop, or a later attempt, is how the service speaks to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from laminar.errors import ConfigError, ResourceError, UserError
+from service.jobs.models import AttemptReport, JobSpec, JobStatus, Progress, now
+from service.jobs.storage import write_durably
+from service.jobs.store import LOG, RUN, SPEC, STATUS, attempt_file
+
+Outcome = Literal["succeeded", "failed", "refused", "no_room", "stopped"]
+
+_WATCH_S = 1.0
+_REPORT_S = 1.0
+_MOST_READ_FAILURES = 30
+
+
+class Reporter:
+    """Writes what the driver says, at most once a second while it trains."""
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        self._path = folder / attempt_file(attempt)
+        self._written_s = 0.0
+        self._progress: Progress | None = None
+
+    def starting(self) -> None:
+        """Say that the driver is there."""
+        self._write(AttemptReport(phase="starting", at=now()))
+
+    def __call__(self, event: Any) -> None:
+        """Take in what the trainer tells."""
+        from laminar import progress as events
+
+        if not isinstance(event, events.Progress):
+            return
+        is_first = self._progress is None and event.phase != "starting"
+        if event.phase != "starting" or self._progress is not None:
+            self._progress = Progress.model_validate(asdict(event))
+        elapsed = time.monotonic() - self._written_s
+        if is_first or (self._progress is not None and elapsed > _REPORT_S):
+            self._write(AttemptReport(phase="running", at=now(), progress=self._progress))
+            self._written_s = time.monotonic()
+
+    def ended(self, outcome: Outcome, reason: str) -> None:
+        """Say what came of it."""
+        self._write(
+            AttemptReport(
+                phase="ended", outcome=outcome, reason=reason, at=now(), progress=self._progress
+            )
+        )
+
+    def _write(self, report: AttemptReport) -> None:
+        write_durably(self._path, report.model_dump_json().encode())
+
+
+def watch(folder: Path, attempt: int, interrupt: Callable[[], None]) -> None:
+    """Look at the job's status until it says that this try is to end.
+
+    A later attempt means that the service has given this one up for lost: two must never write to
+    one run, so the process ends at once.
+    """
+    num_failures = 0
+    while True:
+        try:
+            status = JobStatus.model_validate_json((folder / STATUS).read_bytes())
+            num_failures = 0
+        except (OSError, ValueError):
+            num_failures += 1
+            if num_failures >= _MOST_READ_FAILURES:
+                os._exit(4)
+        else:
+            if status.last.attempt != attempt:
+                os._exit(3)
+            if status.state == "stopping":
+                interrupt()
+                return
+        time.sleep(_WATCH_S)
+
+
+def run(folder: Path, attempt: int) -> int:
+    """Train what the folder says; return the exit code."""
+    reporter = Reporter(folder, attempt)
+    reporter.starting()
+    outcome, reason = _attempt(folder, attempt, reporter)
+    print(f"{outcome}: {reason}", file=sys.stderr, flush=True)
+    reporter.ended(outcome, reason)
+    return 0 if outcome == "succeeded" else 1
+
+
+def _attempt(folder: Path, attempt: int, reporter: Reporter) -> tuple[Outcome, str]:
+    from actors.trainer import RunStopped
+
+    try:
+        spec = JobSpec.model_validate_json((folder / SPEC).read_bytes())
+        with _interruptible(folder, attempt):
+            return "succeeded", _train(folder, spec, reporter)
+    except (KeyboardInterrupt, RunStopped) as error:
+        kept = getattr(error, "last_checkpoint", None)
+        return "stopped", f"stopped; last checkpoint: {kept or 'none'}"
+    except ResourceError as error:
+        return "no_room", str(error)
+    except UserError as error:
+        return "refused", str(error)
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).splitlines()
+        return "failed", lines[0][:500] if lines else type(error).__name__
+
+
+def _train(folder: Path, spec: JobSpec, reporter: Reporter) -> str:
+    import ray
+    from rich.console import Console
+
+    from laminar.run_directory import RunDirectory
+    from service.plot import plot_run
+    from service.progress import ProgressDisplay
+
+    check(spec)
+    run = RunDirectory(folder / RUN)
+    display = ProgressDisplay(Console(file=sys.stderr, force_terminal=False, width=200))
+
+    def tell(event: Any) -> None:
+        display(event)
+        reporter(event)
+
+    # The stages' output comes to this process, and so into the job's log.
+    ray.init("auto", log_to_driver=True, logging_level="ERROR")
+    try:
+        with display:
+            _trainer(folder, spec, run, tell).fit()
+    finally:
+        if (metrics := run.read_metrics()) != []:
+            plot_run(metrics, run.open_config(), run.plot_file)
+    return f"test accuracy {metrics[-1]['test_accuracy']:.4f}"
+
+
+def _trainer(folder: Path, spec: JobSpec, run: Any, callback: Any) -> Any:
+    """Return a trainer for the run as it stands: new, or from its last checkpoint."""
+    from ray.train import CheckpointConfig, RunConfig
+
+    from actors import LayerParallelTrainer
+    from laminar.checkpoint import list_checkpoints
+
+    run_config = RunConfig(
+        storage_path=str(folder),
+        name=RUN,
+        checkpoint_config=CheckpointConfig(num_to_keep=spec.request.keep),
+    )
+    if list_checkpoints(run.checkpoints):
+        return LayerParallelTrainer.resume(run.path, run_config=run_config, callback=callback)
+    shutil.rmtree(run.path, ignore_errors=True)  # of a try that had not finished an epoch
+    return LayerParallelTrainer(spec.request.config, run_config=run_config, callback=callback)
+
+
+def check(spec: JobSpec) -> None:
+    """Compare versions and paths with what the service saw when it took the job."""
+    from service.jobs.paths import named_paths
+    from service.jobs.versions import differences, versions_here
+
+    odd = differences(spec.versions, versions_here())
+    if odd:
+        raise ConfigError(
+            "service and cluster must agree on versions",
+            got=", ".join(odd),
+            fix="install the same on both, or use the same image",
+        )
+    for key, path in named_paths(spec.request.config):
+        if Path(path).resolve() != Path(path):
+            raise ConfigError(
+                f"{key} must lead where it led when the job was submitted",
+                got=Path(path).resolve(),
+                expected=path,
+                fix="submit the job anew",
+            )
+
+
+@contextlib.contextmanager
+def _interruptible(folder: Path, attempt: int) -> Iterator[None]:
+    """Turn SIGTERM, and a stop that the status asks for, into KeyboardInterrupt, once."""
+    is_over = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if is_over.is_set():
+            return
+        is_over.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
+    arguments = (folder, attempt, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    threading.Thread(target=watch, args=arguments, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def main() -> None:
+    """Write all that is printed, by this process and by what it starts, to the job's log."""
+    folder, attempt = Path(sys.argv[1]), int(sys.argv[2])
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log, stream.fileno())
+    print(f"-- attempt {attempt}, {now():%Y-%m-%d %H:%M:%S} UTC", file=sys.stderr, flush=True)
+    code = run(folder, attempt)
+    sys.stdout.flush()
+    os._exit(code)  # Ray's own exit hangs now and then, and there is nothing left to do
+
+
+if __name__ == "__main__":
+    main()

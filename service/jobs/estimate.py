@@ -1,0 +1,160 @@
+"""Whether a job can run, and what it will roughly take; worked out in a process of its own.
+
+There torch's memory, and whatever somebody's configuration makes of it, is not the service's.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import threading
+from collections import OrderedDict
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
+
+from laminar.config import Config
+from laminar.errors import ConfigError
+from service.jobs.models import Estimate, Needs
+
+if TYPE_CHECKING:
+    from laminar.plan import Plan
+
+_MEMORY_LIMIT_BYTES = 16 * 10**9
+_TIMEOUT_S = 60.0
+_CACHE_SIZE = 256
+
+PROCESS_BYTES = 700 * 10**6
+DRIVER_BYTES = 1_200 * 10**6
+"""Measured (docs/log.md): a stage before it has a network, and driver with coordinator."""
+
+COST_PER_S = 2.7e10
+"""What one CPU thread does of `laminar.cuts.block_costs` in a second of training: ResNet-20, whose
+blocks cost 97.1e6 for an image of 32x32, trains at 279 images a second (README.md)."""
+START_S = 10.0
+"""From admission to the first step, and from the last to the end."""
+
+
+class Planner:
+    """Plans jobs, one after the other, in a process that is started when first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+        self._known: OrderedDict[str, Estimate] = OrderedDict()
+
+    def plan(self, config: Config) -> Estimate:
+        """Return what a job will take.
+
+        Raises:
+            UserError: It cannot run.
+        """
+        # No seed changes whether a job can run, or what it takes; many jobs differ in it alone.
+        key = config.model_copy(update={"seed": 0}).model_dump_json()
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(
+                    1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
+                )
+            pool = self._pool
+        try:
+            found = pool.submit(estimate, key).result(_TIMEOUT_S)
+        except (FutureTimeoutError, BrokenProcessPool, MemoryError) as error:
+            self._end(pool)
+            raise ConfigError(
+                "a job must be small enough to be planned",
+                got=f"{type(error).__name__} after {_TIMEOUT_S:g} s and "
+                f"{_MEMORY_LIMIT_BYTES // 10**9} GB at most",
+                fix="choose a smaller network, image or batch_size",
+            ) from error
+        with self._lock:
+            self._known[key] = found
+            while len(self._known) > _CACHE_SIZE:
+                self._known.popitem(last=False)
+        return found
+
+    def warm_up(self) -> None:
+        """Let the process import torch before somebody waits for it."""
+        self.plan(Config())
+
+    def close(self) -> None:
+        """End the process."""
+        if self._pool is not None:
+            self._end(self._pool)
+
+    def _end(self, pool: ProcessPoolExecutor) -> None:
+        with self._lock:
+            if self._pool is pool:
+                self._pool = None
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _begin() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_LIMIT_BYTES, _MEMORY_LIMIT_BYTES))
+
+
+def estimate(config_json: str) -> Estimate:
+    """Plan a job and count; to be called where torch may be.
+
+    Raises:
+        UserError: It cannot run.
+    """
+    from laminar.data import describe
+    from laminar.memory import block_memories, stage_bytes
+    from laminar.partition import check_memory
+    from laminar.plan import make_plan
+
+    config = Config.model_validate_json(config_json)
+    plan = make_plan(config, describe(config.data))
+    check_memory(plan)
+    memories, bounds = block_memories(plan), plan.bounds
+    stages = tuple(
+        int(stage_bytes(memories, plan.config, k, bounds[k], bounds[k + 1]))
+        for k in range(config.num_stages)
+    )
+    needs = Needs.of(config)
+    return Estimate(
+        num_workers=config.num_stages,
+        cpus=needs.cpus * needs.num_bundles,
+        gpus=needs.gpus * needs.num_bundles,
+        stage_bytes=stages,
+        memory_bytes=sum(stages) + len(stages) * PROCESS_BYTES + DRIVER_BYTES,
+        seconds=None if needs.gpus else _seconds(plan),
+    )
+
+
+def _seconds(plan: Plan) -> float:
+    """Return the run's seconds on a core for each stage.
+
+    The parallel phase is as slow as its slowest stage; an exact batch of M micro-batches takes
+    (M+K-1)/M times that, and evaluation, a forward only, a third.
+    """
+    from laminar.blocks import build
+    from laminar.cuts import block_costs
+    from laminar.networks import network
+
+    config, problem, bounds = plan.config, plan.problem, plan.bounds
+    specs = network(
+        config.model, in_channels=problem.image_shape[0], num_classes=problem.num_classes
+    )
+    costs = block_costs(build(specs, seed=0, device="meta"), problem.image_shape)
+    K, M = config.num_stages, config.correction.micro_batches
+    slowest = max(sum(costs[bounds[k] : bounds[k + 1]]) for k in range(K))
+    cores = min(1.0, config.resources.cpus_per_stage)  # less than one core is shared with others
+    per_image = slowest / (COST_PER_S * cores)
+    exact = 1 - plan.parallel_fraction
+    factor = plan.parallel_fraction + exact * (M + K - 1) / M
+    trained = plan.num_batches * config.batch_size
+    tested = config.epochs * problem.num_test
+    return START_S + per_image * (trained * factor + tested / 3)

@@ -1,0 +1,107 @@
+"""Files that a job may name: inside the folders that the service allows, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from laminar.config import Config, ImageFolderConfig
+from laminar.errors import ConfigError
+
+_MOST_EPOCHS = 100_000
+_MOST_SYNTHETIC = 10**7
+
+
+def named_paths(config: Config) -> list[tuple[str, str]]:
+    """Return key and value of everything in a configuration that names a file or folder."""
+    found = []
+    for key, section, field in (
+        ("data.root", config.data, "root"),
+        ("data.cache_dir", config.data, "cache_dir"),
+        ("model.weights", config.model, "weights"),
+    ):
+        value = getattr(section, field, None)
+        if value is not None:
+            found.append((key, value))
+    return found
+
+
+def confined(config: Config, roots: Sequence[Path]) -> Config:
+    """Return the configuration of a job with its paths resolved, or say why it cannot be one.
+
+    A relative path is one within the first root. Links are followed before the comparison.
+
+    Args:
+        config: As it was submitted.
+        roots: Folders that jobs may read from.
+
+    Raises:
+        ConfigError: It names a file elsewhere, needs Python code, or is beyond all measure.
+    """
+    _check_is_data(config)
+    data, model = config.data, config.model
+    if getattr(data, "cache_dir", None) is not None:
+        raise ConfigError(
+            "data.cache_dir must be left out in a job",
+            got=_shown(str(getattr(data, "cache_dir", ""))),
+            fix="leave it out; the cluster's own cache is used",
+        )
+    if hasattr(data, "root"):
+        root = _resolve("data.root", data.root, roots)
+        data = data.model_copy(update={"root": str(root)})
+        if isinstance(data, ImageFolderConfig):
+            for key in ("train_split", "test_split"):
+                _resolve(f"data.{key}", str(root / getattr(data, key)), [root])
+    if model.weights is not None:
+        model = model.model_copy(
+            update={"weights": str(_resolve("model.weights", model.weights, roots))}
+        )
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def _check_is_data(config: Config) -> None:
+    for key, name in (
+        ("model.name", config.model.name),
+        ("data.name", config.data.name),
+        ("loss.name", config.loss.name),
+    ):
+        if name == "custom":
+            raise ConfigError(
+                f"{key} must not be custom in a job, which is data and never code",
+                got=name,
+                fix="train with LayerParallelTrainer in Python, or choose another",
+            )
+    for key, value, most in (
+        ("epochs", config.epochs, _MOST_EPOCHS),
+        ("data.num_train", getattr(config.data, "num_train", 0), _MOST_SYNTHETIC),
+        ("data.num_test", getattr(config.data, "num_test", 0), _MOST_SYNTHETIC),
+    ):
+        if value > most:
+            raise ConfigError(f"{key} must be <= {most} in a job", got=value, fix="lower it")
+
+
+def _resolve(key: str, value: str, roots: Sequence[Path]) -> Path:
+    def refuse(got: object) -> ConfigError:
+        allowed = ", ".join(str(root) for root in roots) or "none: see `laminar serve --data-root`"
+        return ConfigError(
+            f"{key} must be inside a folder that the service allows",
+            got=got,
+            expected=f"one under {allowed}",
+            fix="move the files there, or name others",
+        )
+
+    if not value or "\0" in value or not roots:
+        raise refuse(_shown(value))
+    try:
+        # Not expanded: `~` would be the home of whoever runs the service.
+        path = (roots[0] / value).resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise refuse(_shown(value)) from None
+    if not any(path.is_relative_to(root.resolve()) for root in roots):
+        raise refuse(_shown(value))
+    return path
+
+
+def _shown(value: str) -> str:
+    """Return what a user sent, fit to be printed."""
+    return repr(value[:200])

@@ -1,0 +1,127 @@
+"""Shared storage, through pyarrow's file systems: a folder is the first case, not the only one.
+
+Files appear whole or not at all: written beside and renamed where there are folders, and object
+stores publish an object when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pyarrow import fs
+
+from laminar.errors import ConfigError
+
+
+class Storage:
+    """A folder of some file system.
+
+    Args:
+        filesystem: pyarrow's.
+        root: The folder on it.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
+        self._fs, self.root = filesystem, root.rstrip("/")
+        self._fs.create_dir(self.root, recursive=True)
+
+    @classmethod
+    def open(cls, where: str) -> Storage:
+        """Open a folder, or what a URI such as `s3://bucket/path` names.
+
+        Raises:
+            ConfigError: There is nothing of that kind, or it cannot be written to.
+        """
+        try:
+            if "://" in where:
+                return cls(*fs.FileSystem.from_uri(where))
+            return cls(fs.LocalFileSystem(), str(Path(where).expanduser().resolve()))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "--storage must be a folder that can be written to, or a URI that pyarrow knows",
+                got=f"{where}: {error}",
+                fix="mend it",
+            ) from error
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder that this machine sees."""
+        return isinstance(self._fs, fs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Return the whole path of a file, for those who read it by themselves."""
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content, None where there is none."""
+        return self.read_from(name, 0, None)
+
+    def read_from(self, name: str, start: int, num_bytes: int | None) -> bytes | None:
+        """Return up to so many bytes of a file from `start` on, None where there is no file."""
+        try:
+            with self._fs.open_input_file(self.path(name)) as file:
+                size = file.size()
+                if start >= size:
+                    return b""
+                file.seek(start)
+                content: bytes = file.read(size - start if num_bytes is None else num_bytes)
+                return content
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size in bytes, None where there is none."""
+        info = self._fs.get_file_info(self.path(name))
+        return info.size if info.type == fs.FileType.File else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole, on disk when this returns."""
+        path = self.path(name)
+        if self.is_local:
+            write_durably(Path(path), content)
+            return
+        with self._fs.open_output_stream(path) as file:
+            file.write(content)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of a folder's entries, sorted; none where there is no folder."""
+        selector = fs.FileSelector(self.path(folder).rstrip("/"), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+
+    def files(self, folder: str) -> list[tuple[str, int]]:
+        """Return path within the folder and size of all files under it, sorted."""
+        base = PurePosixPath(self.path(folder))
+        selector = fs.FileSelector(str(base), allow_not_found=True, recursive=True)
+        found: list[Any] = self._fs.get_file_info(selector)
+        return sorted(
+            (str(PurePosixPath(info.path).relative_to(base)), info.size)
+            for info in found
+            if info.type == fs.FileType.File
+        )
+
+    def remove(self, folder: str) -> None:
+        """Delete a folder and all in it."""
+        self._fs.delete_dir(self.path(folder))
+
+    def remove_file(self, name: str) -> None:
+        """Delete a file."""
+        self._fs.delete_file(self.path(name))
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file beside its place, then rename it: there whole, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
