@@ -22,6 +22,11 @@ test-ray: install
 test-rest: install
 	$(BIN)/python -m pytest -m "not ray and not shell" $(ARGS)
 
+.PHONY: test-load
+# 200 jobs at once on a cluster of two CPUs: 20 minutes and both cores; ARGS='--jobs 20' for fewer.
+test-load: install
+	$(BIN)/python -m tests.load.run $(ARGS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

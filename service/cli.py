@@ -8,7 +8,18 @@ import typer
 
 from laminar import __version__
 from laminar.errors import UserError
-from service.commands import config, doctor, evaluate, export, predict, report, train, tune
+from service.commands import (
+    config,
+    doctor,
+    evaluate,
+    export,
+    jobs,
+    predict,
+    report,
+    serve,
+    train,
+    tune,
+)
 
 app = typer.Typer(
     help="Layer-parallel training of deep residual networks on Ray.",
@@ -24,6 +35,15 @@ app.command()(export.export)
 app.command()(report.report)
 app.command()(report.compare)
 app.command()(doctor.doctor)
+app.command()(jobs.submit)
+app.command("list")(jobs.list_jobs)
+app.command()(jobs.status)
+app.command()(jobs.logs)
+app.command()(jobs.stop)
+app.command()(jobs.delete)
+app.add_typer(jobs.artifacts_app, name="artifacts")
+app.command()(serve.serve)
+app.add_typer(serve.token_app, name="token")
 app.add_typer(config.app, name="config")
 app.add_typer(tune.app, name="tune")
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from laminar import __version__
 from service.api import jobs, problems, run
@@ -69,7 +70,6 @@ def create_app(
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
         # Their pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
@@ -79,6 +79,7 @@ def create_app(
     app.include_router(jobs.router)
     app.include_router(run.router)
     _add_probes(app)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TimedRequests, telemetry=telemetry)
     app.add_middleware(Guard, hosts=settings.hosts)
     return app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
@@ -52,7 +52,7 @@ class Context:
         return self.manager.store
 
 
-def context_of(request: Request) -> Context:
+async def context_of(request: Request) -> Context:
     """Return the service that a request came to."""
     return cast(Context, request.app.state.context)
 
@@ -62,7 +62,7 @@ Service = Annotated[Context, Depends(context_of)]
 _bearer = HTTPBearer(auto_error=False, description="A token of `laminar token create`.")
 
 
-def current_user(
+async def current_user(
     request: Request,
     service: Service,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
@@ -85,10 +85,10 @@ def current_user(
 CurrentUser = Annotated[User, Depends(current_user)]
 
 
-def needs(role: Role) -> Callable[[User], User]:
+def needs(role: Role) -> Callable[[User], Awaitable[User]]:
     """Return a dependency that refuses whoever may not do what takes this role."""
 
-    def check(user: CurrentUser) -> User:
+    async def check(user: CurrentUser) -> User:
         if not user.may(role):
             raise HTTPException(403, f"this takes the role {role}; yours is {user.role}")
         return user
@@ -105,15 +105,12 @@ JobPath = Annotated[
 ]
 
 
-def existing_job(user: Reader, service: Service, job_id: JobPath) -> JobSpec:
-    """Return the job of a path, or refuse with 404."""
-    try:
-        return service.store.spec(job_id)
-    except KeyError:
-        raise HTTPException(404, "there is no such job") from None
+async def existing_job(user: Reader, service: Service, job_id: JobPath) -> JobSpec:
+    """Return the job of a path, or refuse with 404 (NoSuchJob)."""
+    return service.store.spec(job_id)
 
 
-def own_job(user: Submitter, spec: Annotated[JobSpec, Depends(existing_job)]) -> JobSpec:
+async def own_job(user: Submitter, spec: Annotated[JobSpec, Depends(existing_job)]) -> JobSpec:
     """Return the job of a path if the user may rule over it, or refuse with 403."""
     if spec.owner != user.name and not user.may("admin"):
         raise HTTPException(403, "only its owner and an admin may do this to a job")

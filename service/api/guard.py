@@ -68,12 +68,21 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        is_too_large = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal is_too_large
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-            await send(message)
+                # The framework answers by itself, in plain text, where a body is too large.
+                is_too_large = message["status"] == 413
+            if not is_too_large:
+                await send(message)
+            elif not message.get("more_body", False) and message["type"] == "http.response.body":
+                answer = problem(413, "the body is too large", _HEADERS)
+                await answer(scope, receive, send)
 
         refusal = self._refusal(scope["method"], Headers(scope=scope))
         if refusal is not None:

@@ -22,6 +22,7 @@ from service.jobs.models import (
     JobRequest,
     State,
 )
+from service.jobs.store import NoSuchJob
 
 router = APIRouter(prefix="/v1", responses=responses(400, 401, 403, 422, 429))
 
@@ -45,7 +46,7 @@ _EXAMPLES = {
     },
 }
 
-Request = Annotated[JobRequest, Body(openapi_examples=_EXAMPLES)]  # type: ignore[arg-type]
+Request = Annotated[JobRequest, Body(openapi_examples=_EXAMPLES)]
 Key = Annotated[
     str | None,
     Header(
@@ -61,8 +62,7 @@ Key = Annotated[
     "/jobs",
     status_code=201,
     operation_id="submit",
-    responses={200: {"model": Job, "description": "Submitted before with this key"}}
-    | responses(409, 413),
+    responses=responses(409, 413) | {200: {"model": Job, "description": "Submitted before"}},
 )
 def submit(
     request: Request, user: Submitter, service: Service, response: Response, key: Key = None
@@ -102,7 +102,7 @@ def list_jobs(
     for job_id in found[:limit]:
         try:
             page.append(service.store.summary(job_id))
-        except KeyError:
+        except NoSuchJob:
             continue  # deleted a moment ago
     has_more = len(found) > limit
     return JobPage(jobs=tuple(page), next_cursor=_encode(found[limit - 1]) if has_more else None)
@@ -111,7 +111,7 @@ def list_jobs(
 @router.get("/jobs/{job_id}", operation_id="get_job", responses=responses(404))
 def get_job(spec: ExistingJob, service: Service) -> Job:
     """Return all about a job."""
-    return _job(service, spec.id)
+    return service.store.job(spec.id)
 
 
 @router.post(
@@ -155,13 +155,6 @@ def schema(user: Reader) -> dict[str, object]:
 def me(user: CurrentUser) -> User:
     """Return who asks, as the service sees it."""
     return user
-
-
-def _job(service: Service, job_id: str) -> Job:
-    try:
-        return service.store.job(job_id)
-    except KeyError:
-        raise HTTPException(404, "there is no such job") from None
 
 
 def _encode(job_id: str) -> str:

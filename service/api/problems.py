@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from laminar.config_file import validate_config
 from laminar.errors import UserError
 from service.jobs.manager import Conflict, TooManyJobs
+from service.jobs.store import NoSuchJob
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -63,6 +64,10 @@ def install(app: FastAPI) -> None:
     def conflict(request: Request, error: Conflict) -> ProblemResponse:
         return problem(409, str(error))
 
+    @app.exception_handler(NoSuchJob)
+    def absent(request: Request, error: NoSuchJob) -> ProblemResponse:
+        return problem(404, "there is no such job")
+
     @app.exception_handler(TooManyJobs)
     def too_many(request: Request, error: TooManyJobs) -> ProblemResponse:
         return problem(429, str(error), {"Retry-After": "60"})
@@ -84,8 +89,14 @@ def install(app: FastAPI) -> None:
 def of_user_error(error: UserError) -> ProblemResponse:
     """Return a mistake's answer, its parts told apart."""
     expected = None if error.expected is None else str(error.expected)
-    more = {"rule": error.rule, "got": str(error.got), "expected": expected, "fix": error.fix}
-    return problem(422, str(error), **more)
+    return problem(
+        422,
+        str(error),
+        rule=error.rule,
+        got=str(error.got),
+        expected=expected,
+        fix=error.fix,
+    )
 
 
 def _of_validation(error: RequestValidationError) -> ProblemResponse:

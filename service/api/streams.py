@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi.sse import ServerSentEvent
 
 from service.jobs.models import ENDED
-from service.jobs.store import LOG, RUN, JobStore
+from service.jobs.store import LOG, RUN, JobStore, NoSuchJob
 
 MAX_TAIL_BYTES = 1 << 20
 _CHUNK_BYTES = 64 << 10
@@ -110,7 +110,7 @@ class Follower:
         while not self._is_closing():
             try:
                 is_last = self._store.status(self._id).state in ENDED
-            except KeyError:
+            except NoSuchJob:
                 return  # deleted
             yield is_last
             if is_last:
@@ -120,7 +120,7 @@ class Follower:
     def _end(self) -> ServerSentEvent:
         try:
             state: str | None = self._store.status(self._id).state
-        except KeyError:
+        except NoSuchJob:
             state = None
         return ServerSentEvent(data={"state": state}, event="end")
 

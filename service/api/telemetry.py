@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.jobs.manager import JobManager
 from service.jobs.models import ACTIVE, State
+from service.jobs.store import NoSuchJob
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -64,7 +65,7 @@ class JobCollector(Collector):
         for job_id in store.ids(ACTIVE):
             try:
                 summary = store.summary(job_id)
-            except KeyError:
+            except NoSuchJob:
                 continue
             if (progress := summary.progress) is None:
                 continue

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from laminar.config_file import load_config, override_resources
 from laminar.errors import ConfigError
-from service.commands.options import Address, ConfigPath, Run, Settings
+from service.commands.jobs import is_job, resume_job
+from service.commands.options import Address, ConfigPath, Settings
 
 if TYPE_CHECKING:
     from actors import LayerParallelTrainer
@@ -58,7 +59,9 @@ def train(
 
 
 def resume(
-    run: Run,
+    run: Annotated[
+        str, typer.Argument(help="Run directory; or a job of a service, as `laminar list` has it.")
+    ],
     num_stages: Annotated[
         int | None, typer.Option(min=1, help="Another number of stages from now on.")
     ] = None,
@@ -70,10 +73,25 @@ def resume(
         list[str] | None,
         typer.Option("--set", metavar="resources.KEY=VALUE", help="Change what a stage may use."),
     ] = None,
-    address: Address = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Running Ray cluster, left out: a small one on this machine; of a job: the "
+            "service's URL."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on from a run's newest checkpoint, as if it had never been interrupted."""
+    if is_job(run):
+        if num_stages is not None or cuts is not None or set_:
+            raise ConfigError(
+                "a job must be resumed as it is",
+                got="--num-stages, --cuts or --set",
+                fix="leave them out, or fetch the run with `laminar artifacts get`",
+            )
+        resume_job(run, address)
+        return
     from laminar.run_directory import RunDirectory
 
     resources = None

@@ -83,11 +83,11 @@ def admit(
             reason = f"waits until {job.not_before:%H:%M:%S} UTC before it tries again"
         elif ahead is not None:
             reason = f"waits behind {ahead}"
-        elif (left := place(job.needs, free)) is None:
+        elif (rest := place(job.needs, free)) is None:
             ahead = job.id
             reason = f"waits for room: needs {describe(job.needs)}, busy with other jobs"
         else:
-            free = left
+            free = rest
             counts[job.owner] += 1
             decisions.append(Decision(job.id, True, f"admitted: room for {describe(job.needs)}"))
             continue

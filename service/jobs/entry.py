@@ -7,6 +7,7 @@ never `status.json`, which it reads: a stop, or a later attempt, is how the serv
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -71,7 +72,7 @@ class Reporter:
 
 
 def watch(folder: Path, attempt: int, interrupt: Callable[[], None]) -> None:
-    """Look at the job's status until it says that this try is to end.
+    """Look at the job's status until it says that this try is to end, or has.
 
     A later attempt means that the service has given this one up for lost: two must never write to
     one run, so the process ends at once.
@@ -88,7 +89,7 @@ def watch(folder: Path, attempt: int, interrupt: Callable[[], None]) -> None:
         else:
             if status.last.attempt != attempt:
                 os._exit(3)
-            if status.state == "stopping":
+            if status.state not in ("starting", "running"):
                 interrupt()
                 return
         time.sleep(_WATCH_S)
@@ -129,7 +130,6 @@ def _train(folder: Path, spec: JobSpec, reporter: Reporter) -> str:
     from rich.console import Console
 
     from laminar.run_directory import RunDirectory
-    from service.plot import plot_run
     from service.progress import ProgressDisplay
 
     check(spec)
@@ -141,14 +141,24 @@ def _train(folder: Path, spec: JobSpec, reporter: Reporter) -> str:
         reporter(event)
 
     # The stages' output comes to this process, and so into the job's log.
-    ray.init("auto", log_to_driver=True, logging_level="ERROR")
+    ray.init("auto", log_to_driver=True, logging_level=logging.ERROR)
     try:
         with display:
             _trainer(folder, spec, run, tell).fit()
     finally:
-        if (metrics := run.read_metrics()) != []:
+        _plot(run)
+    return f"test accuracy {run.read_metrics()[-1]['test_accuracy']:.4f}"
+
+
+def _plot(run: Any) -> None:
+    """Leave the plot of a run; a run without one is no failure."""
+    from service.plot import plot_run
+
+    try:
+        if metrics := run.read_metrics():
             plot_run(metrics, run.open_config(), run.plot_file)
-    return f"test accuracy {metrics[-1]['test_accuracy']:.4f}"
+    except Exception:
+        traceback.print_exc()
 
 
 def _trainer(folder: Path, spec: JobSpec, run: Any, callback: Any) -> Any:

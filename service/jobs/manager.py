@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from laminar.errors import ConfigError
 from service.jobs.admission import Candidate, Decision, Holder, admit
@@ -36,7 +37,7 @@ from service.jobs.models import (
     now,
 )
 from service.jobs.paths import confined
-from service.jobs.store import JobStore, make_id
+from service.jobs.store import JobStore, NoSuchJob, make_id
 from service.jobs.versions import differences, versions_here
 
 _log = logging.getLogger("laminar.service")
@@ -161,7 +162,7 @@ class JobManager:
                 )
 
     def _check_queue(self, owner: str) -> None:
-        queued = sum(self.store.spec(i).owner == owner for i in self.store.ids({"queued"}))
+        queued = self.store.num_queued(owner)
         if queued >= self.settings.max_queued_per_user:
             raise TooManyJobs(f"{owner} has {queued} queued jobs, the most allowed")
 
@@ -169,7 +170,7 @@ class JobManager:
         """Stop a job: at once where it waits, after its driver has let go where it runs.
 
         Raises:
-            KeyError: There is no such job.
+            NoSuchJob: There is no such job.
             Conflict: It has ended.
         """
         self.store.spec(job_id)
@@ -190,7 +191,7 @@ class JobManager:
         """Queue a stopped or failed job again, to go on from its last checkpoint.
 
         Raises:
-            KeyError: There is no such job.
+            NoSuchJob: There is no such job.
             Conflict: It is in another state.
         """
         self.store.spec(job_id)
@@ -211,7 +212,7 @@ class JobManager:
         """Delete a job that has ended, and its run directory.
 
         Raises:
-            KeyError: There is no such job.
+            NoSuchJob: There is no such job.
             Conflict: It has not ended.
         """
         state = self.store.status(job_id).state
@@ -261,7 +262,7 @@ class JobManager:
                 self._follow(job_id)
             except ClusterUnreachable:
                 self._state = None
-            except KeyError:
+            except NoSuchJob:
                 continue  # deleted meanwhile
         self._admit()
         self.ticked_at = time.monotonic()
@@ -311,10 +312,11 @@ class JobManager:
         The state was on storage before, so a service that is killed here hands it over again, by
         the same name.
         """
+        name = submission_id(job_id, status.last.attempt)
         if status.state == "stopping":
+            self._cluster.stop(name)  # which may have it, and we were killed before we knew
             self._finish(job_id, "stopped", "stopped before it started")
             return
-        name = submission_id(job_id, status.last.attempt)
         try:
             self._cluster.submit(name, self.store.storage.path(job_id), status.last.attempt)
         except SubmissionRefused as error:
@@ -366,7 +368,7 @@ class JobManager:
                 num_retries=count,
             )
 
-    def _requeue(self, job_id: str, reason: str, **changes: object) -> None:
+    def _requeue(self, job_id: str, reason: str, **changes: Any) -> None:
         self._leave(job_id, lambda s: s.moved("queued", reason, is_submitted=False, **changes))
 
     def _finish(self, job_id: str, state: State, reason: str) -> None:
@@ -407,7 +409,10 @@ class JobManager:
     def _decide(self) -> Sequence[Decision]:
         queued = []
         for job_id in self.store.ids({"queued"}):
-            spec, status = self.store.spec(job_id), self.store.status(job_id)
+            try:
+                spec, status = self.store.spec(job_id), self.store.status(job_id)
+            except NoSuchJob:
+                continue  # stopped and deleted meanwhile
             queued.append(
                 Candidate(
                     job_id,

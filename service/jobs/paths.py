@@ -8,6 +8,7 @@ from pathlib import Path
 from laminar.config import Config, ImageFolderConfig
 from laminar.errors import ConfigError
 
+_MOST_CHARACTERS = 4096
 _MOST_EPOCHS = 100_000
 _MOST_SYNTHETIC = 10**7
 
@@ -90,7 +91,7 @@ def _resolve(key: str, value: str, roots: Sequence[Path]) -> Path:
             fix="move the files there, or name others",
         )
 
-    if not value or "\0" in value or not roots:
+    if not 0 < len(value) <= _MOST_CHARACTERS or "\0" in value or not roots:
         raise refuse(_shown(value))
     try:
         # Not expanded: `~` would be the home of whoever runs the service.

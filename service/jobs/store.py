@@ -31,6 +31,7 @@ from service.jobs.models import (
 from service.jobs.storage import Storage
 
 Model = TypeVar("Model", bound=BaseModel)
+Value = TypeVar("Value")
 
 _NUM_LOCKS = 64
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no letter looks like another digit
@@ -47,6 +48,10 @@ def make_id(at: datetime) -> str:
     """Return an identifier that sorts by time: 45 bits of milliseconds, 25 of chance."""
     number = (int(at.timestamp() * 1000) << 25) | secrets.randbits(25)
     return "job-" + "".join(_DIGITS[(number >> shift) & 31] for shift in range(65, -1, -5))
+
+
+class NoSuchJob(KeyError):  # noqa: N818 - what it says
+    """There is no job of this name, or no longer."""
 
 
 class JobStore:
@@ -120,20 +125,38 @@ class JobStore:
         self._remember(spec, _initial(spec))
 
     def spec(self, job_id: str) -> JobSpec:
-        """Return what was asked for; KeyError if there is no such job."""
+        """Return what was asked for.
+
+        Raises:
+            NoSuchJob: As all methods do that take a job.
+        """
         with self._lock:
-            return self._specs[job_id]
+            return self._get(self._specs, job_id)
 
     def status(self, job_id: str) -> JobStatus:
-        """Return where a job stands; KeyError if there is no such job."""
+        """Return where a job stands."""
         with self._lock:
-            return self._statuses[job_id]
+            return self._get(self._statuses, job_id)
+
+    def _get(self, found: dict[str, Value], job_id: str) -> Value:
+        try:
+            return found[job_id]
+        except KeyError:
+            raise NoSuchJob(job_id) from None
 
     def ids(self, states: Collection[State] | None = None) -> list[str]:
         """Return the jobs that are in one of these states, oldest first."""
         with self._lock:
             found = self._statuses.items()
             return sorted(i for i, s in found if states is None or s.state in states)
+
+    def num_queued(self, owner: str) -> int:
+        """Return how many jobs of somebody wait."""
+        with self._lock:
+            return sum(
+                status.state == "queued" and self._specs[job_id].owner == owner
+                for job_id, status in self._statuses.items()
+            )
 
     def counts(self) -> Counter[State]:
         """Return how many jobs are in each state."""
@@ -161,6 +184,8 @@ class JobStore:
         content = status.model_dump_json(indent=1).encode()
         self.storage.write(f"{job_id}/{STATUS}", content)
         with self._lock:
+            if self._statuses[job_id].last.attempt != status.last.attempt:
+                self._reports.pop(job_id, None)
             self._statuses[job_id] = status
 
     def note(self, job_id: str, text: str) -> None:
@@ -183,7 +208,8 @@ class JobStore:
     def remove(self, job_id: str) -> None:
         """Delete a job and all its files; what makes it a job goes first."""
         with self._lock:
-            spec = self._specs.pop(job_id)
+            spec = self.spec(job_id)
+            del self._specs[job_id]
             for found in (self._statuses, self._reports, self._notes):
                 found.pop(job_id, None)
             if spec.idempotency_key is not None:
@@ -192,14 +218,15 @@ class JobStore:
         self.storage.remove(job_id)
 
     def summary(self, job_id: str) -> JobSummary:
-        """Return a job's row; KeyError if there is no such job."""
+        """Return a job's row."""
         with self._lock:
             return JobSummary.model_validate(self._summary(job_id))
 
     def job(self, job_id: str) -> Job:
-        """Return all about a job; KeyError if there is no such job."""
+        """Return all about a job."""
         with self._lock:
-            spec, request = self._specs[job_id], self._specs[job_id].request
+            spec = self.spec(job_id)
+            request = spec.request
             return Job.model_validate(
                 self._summary(job_id)
                 | {
@@ -214,7 +241,7 @@ class JobStore:
             )
 
     def _summary(self, job_id: str) -> dict[str, object]:
-        spec, last = self._specs[job_id], self._statuses[job_id].last
+        spec, last = self.spec(job_id), self.status(job_id).last
         report = self._reports.get(job_id)
         return {
             "id": job_id,

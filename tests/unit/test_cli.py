@@ -39,7 +39,9 @@ def test_version():
 
 COMMANDS = (
     "", "train", "resume", "evaluate", "predict", "export", "report", "compare", "doctor", "config",
-    "config show", "config schema", "version",
+    "config show", "config schema", "version", "submit", "list", "status", "logs", "stop", "delete",
+    "artifacts", "artifacts get", "artifacts list", "serve", "token", "token create", "token list",
+    "token revoke",
 )  # fmt: skip
 
 
@@ -59,6 +61,17 @@ def test_every_command_has_a_help_text(command: str):
         (("train", "--set", "batch_size=7"), "parallel.micro_batches"),
         (("evaluate", "absent"), "absent"),
         (("evaluate", "absent", "--split", "x"), "--split must be test or train"),
+        (("list", "--address", "host:1"), "must be a URL"),
+        (("list", "--state", "dead"), "--state must be a state of jobs"),
+        (("submit", "--address", "http://127.0.0.1:1", "--name", "\n"), "--name must be letters"),
+        (("resume", "job-1jdq8w7k2h3x9p", "--address", "127.0.0.1:6379"), "must be a URL"),
+        (("resume", "job-1jdq8w7k2h3x9p", "--cuts", "3"), "a job must be resumed as it is"),
+        (
+            ("resume", "job-1jdq8w7k2h3x9", "--set", "resources.device=cpu"),
+            "a run directory must contain config.yaml",
+        ),
+        (("token", "create", "--file", "t", "--user", "a b"), "--user of a token must be"),
+        (("token", "create", "--file", "t", "--user", "a", "--role", "x"), "--role of a token"),
     ],
 )
 def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(
@@ -102,7 +115,8 @@ def test_nothing_slow_is_imported_where_nothing_is_computed(arguments: tuple[str
         "from service.cli import main\n"
         f"sys.argv = ['laminar', *{arguments}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "slow = {'ray', 'torch', 'matplotlib', 'plotly', 'actors'} & set(sys.modules)\n"
+        "slow = {'ray', 'torch', 'matplotlib', 'plotly', 'actors', 'fastapi', 'httpx', 'pyarrow'}\n"
+        "slow &= set(sys.modules)\n"
         "sys.exit(', '.join(slow) or 0)\n"
     )
     done = subprocess.run(
