@@ -64,16 +64,20 @@ class Stopwatch:
 def submit_all(url: str, num_jobs: int, num_clients: int, watch: Stopwatch) -> list[str]:
     """Submit jobs that differ in their seed, by so many clients at a time."""
 
+    own = threading.local()
+
+    def begin() -> None:
+        own.client = LaminarClient(url)
+
     def submit(seed: int) -> str:
         config = tiny_config(
             5, epochs=NUM_EPOCHS, seed=seed, num_stages=1, resources={"cpus_per_stage": 1.0}
         )
-        with LaminarClient(url) as client:
-            request = JobRequest(config=config, name=f"load-{seed}")
-            job_id: str = watch.time("submit", lambda: client.submit(request).id)
-            return job_id
+        request = JobRequest(config=config, name=f"load-{seed}")
+        job_id: str = watch.time("submit", lambda: own.client.submit(request).id)
+        return job_id
 
-    with ThreadPoolExecutor(num_clients) as pool:
+    with ThreadPoolExecutor(num_clients, initializer=begin) as pool:
         return list(pool.map(submit, range(num_jobs)))
 
 
