@@ -57,11 +57,13 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         thread = None
         if dispatch_s is not None:
-            thread = threading.Thread(target=manager.run, args=(dispatch_s,), daemon=True)
+            thread = threading.Thread(
+                target=manager.dispatcher.run, args=(dispatch_s,), daemon=True
+            )
             thread.start()
         yield
         context.is_closing = True
-        manager.close()
+        manager.dispatcher.close()
         if thread is not None:
             thread.join(timeout=30)
 
@@ -101,7 +103,7 @@ def _add_probes(app: FastAPI) -> None:
         """Whether the cluster answers and the dispatcher goes round."""
         if not service.manager.cluster().is_reachable:
             return problems.problem(503, "the cluster does not answer")
-        age = time.monotonic() - service.manager.ticked_at
+        age = time.monotonic() - service.manager.dispatcher.ticked_at
         if age > service.settings.ready_within_s:
             return problems.problem(503, f"the dispatcher last went round {age:.0f} s ago")
         return PlainTextResponse("ok\n")

@@ -22,7 +22,8 @@ from service.api.auth import Tokens
 from service.api.context import ApiSettings, Context
 from service.jobs.cluster import RayJobs
 from service.jobs.estimate import Planner
-from service.jobs.manager import JobManager, Settings
+from service.jobs.manager import JobManager
+from service.jobs.settings import Settings
 from service.jobs.storage import Storage
 from service.jobs.store import JobStore
 

@@ -42,7 +42,7 @@ class JobCollector(Collector):
             (
                 "laminar_dispatcher_age_seconds",
                 "Seconds since the dispatcher last went round.",
-                time.monotonic() - self._manager.ticked_at,
+                time.monotonic() - self._manager.dispatcher.ticked_at,
             ),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))

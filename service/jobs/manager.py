@@ -1,51 +1,25 @@
-"""What may be done to jobs, and the loop that carries it out."""
+"""What people may do to jobs."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
-
 from laminar.errors import ConfigError
-from service.jobs.admission import Candidate, Decision, Holder, admit
-from service.jobs.cluster import (
-    Cluster,
-    ClusterState,
-    ClusterUnreachable,
-    SubmissionRefused,
-)
+from service.jobs.cluster import Cluster
+from service.jobs.dispatcher import Dispatcher
 from service.jobs.estimate import Planner
 from service.jobs.models import (
-    ACTIVE,
     ENDED,
-    AttemptReport,
     ClusterInfo,
     Estimate,
     Job,
     JobRequest,
     JobSpec,
-    JobStatus,
     Needs,
-    State,
-    Versions,
     now,
 )
 from service.jobs.paths import confined
-from service.jobs.store import JobStore, NoSuchJob, make_id
+from service.jobs.settings import Settings
+from service.jobs.store import JobStore, make_id
 from service.jobs.versions import differences, versions_here
-
-_log = logging.getLogger("laminar.service")
-
-_ROOM_PAUSE_S = 15.0
-_RETRY_PAUSE_S = 5.0
-_LAG_S = 10.0
-"""Ray's account of what is in use is up to five seconds old."""
 
 
 class Conflict(Exception):  # noqa: N818 - what it says
@@ -56,24 +30,10 @@ class TooManyJobs(Exception):  # noqa: N818
     """The user has as many jobs in the queue as one may have."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How jobs are treated."""
-
-    data_roots: tuple[Path, ...] = ()
-    """Folders that jobs may read from."""
-    max_active_per_user: int = 8
-    max_queued_per_user: int = 1000
-    stop_grace_s: float = 60.0
-    """For a driver to stop by itself before the cluster kills it."""
-
-
 class JobManager:
-    """Submits, stops, resumes and deletes; `tick` does what the states ask for.
+    """Submits, stops, resumes and deletes: changes the states of jobs, on storage.
 
-    A request only changes the state of a job, on storage; one thread calls `tick`, talks to the
-    cluster and changes states in turn. So a service that was killed goes on where it was, and no
-    request waits for the cluster.
+    Its dispatcher does what the states ask for, so no request waits for the cluster.
 
     Args:
         store: The jobs.
@@ -86,20 +46,9 @@ class JobManager:
         self, store: JobStore, cluster: Cluster, planner: Planner, settings: Settings
     ) -> None:
         self.store, self.settings = store, settings
-        self._cluster, self._planner = cluster, planner
+        self.dispatcher = Dispatcher(store, cluster, settings)
+        self._planner = planner
         self._own = versions_here()
-        self._state: ClusterState | None = None
-        self._versions: Versions | None = None
-        self._stopping_since: dict[str, float] = {}
-        self._silence = "-"
-        """Why the cluster did not answer, as was last logged."""
-        self._left: list[tuple[float, Needs]] = []
-        self._wake = threading.Event()
-        self._is_closed = False
-        self.ticked_at = 0.0
-        """When `tick` last came to its end, on the monotonic clock."""
-
-    # -- what people ask for -----------------------------------------------------------------
 
     def submit(self, request: JobRequest, owner: str, key: str | None = None) -> tuple[Job, bool]:
         """Take a job, which will be on storage when this returns.
@@ -132,7 +81,7 @@ class JobManager:
         found = self.store.add(spec)
         if found.request != request:
             raise Conflict(f"the idempotency key was used before for another job, {found.id}")
-        self._wake.set()
+        self.dispatcher.wake()
         return self.store.job(found.id), found is spec
 
     def estimate(self, request: JobRequest) -> Estimate:
@@ -152,7 +101,7 @@ class JobManager:
     def _check_versions(self, request: JobRequest) -> None:
         if request.versions is None:
             return
-        for whose, versions in (("cluster", self._versions), ("service", self._own)):
+        for whose, versions in (("cluster", self.dispatcher.versions), ("service", self._own)):
             odd = [] if versions is None else differences(request.versions, versions)
             if odd:
                 raise ConfigError(
@@ -184,7 +133,7 @@ class JobManager:
         state = self.store.status(job_id).state
         if state in ENDED and queued is None:
             raise Conflict(f"only a job that has not ended can be stopped, this one is {state}")
-        self._wake.set()
+        self.dispatcher.wake()
         return self.store.job(job_id)
 
     def resume(self, job_id: str) -> Job:
@@ -205,7 +154,7 @@ class JobManager:
         if changed is None:
             state = self.store.status(job_id).state
             raise Conflict(f"only a stopped or failed job can be resumed, this one is {state}")
-        self._wake.set()
+        self.dispatcher.wake()
         return self.store.job(job_id)
 
     def delete(self, job_id: str) -> None:
@@ -222,219 +171,4 @@ class JobManager:
 
     def cluster(self) -> ClusterInfo:
         """Return the cluster as it was last seen."""
-        state = self._state
-        nodes = state.nodes if state else ()
-        return ClusterInfo(
-            is_reachable=state is not None,
-            nodes=nodes,
-            cpus=sum(n.cpus for n in nodes),
-            gpus=sum(n.gpus for n in nodes),
-            cpus_used=state.cpus_used if state else 0.0,
-            gpus_used=state.gpus_used if state else 0.0,
-            versions=self._versions,
-            service_versions=self._own,
-            num_active=len(self.store.ids(ACTIVE)),
-            num_queued=len(self.store.ids({"queued"})),
-        )
-
-    # -- the loop ----------------------------------------------------------------------------
-
-    def run(self, interval_s: float = 1.0) -> None:
-        """Call `tick` until `close`, so many seconds apart, or sooner where something is asked."""
-        while not self._is_closed:
-            try:
-                self.tick()
-            except Exception:  # one bad tick must not end all the others
-                _log.exception("a round of the dispatcher failed")
-            self._wake.wait(interval_s)
-            self._wake.clear()
-
-    def close(self) -> None:
-        """Let `run` return; jobs go on without the service."""
-        self._is_closed = True
-        self._wake.set()
-
-    def tick(self) -> None:
-        """Look at the cluster and the active jobs, then admit who may start."""
-        self._look()
-        for job_id in self.store.ids(ACTIVE):
-            try:
-                self._follow(job_id)
-            except ClusterUnreachable:
-                self._state = None
-            except NoSuchJob:
-                continue  # deleted meanwhile
-        self._admit()
-        self.ticked_at = time.monotonic()
-
-    def _look(self) -> None:
-        try:
-            self._state = self._cluster.state()
-            self._versions = self._cluster.versions()
-            self._silence = ""
-        except ClusterUnreachable as error:
-            if str(error) != self._silence:
-                _log.warning("the cluster does not answer: %s", error)
-            self._state, self._silence = None, str(error)
-        except SubmissionRefused as error:
-            _log.warning("the cluster cannot tell its versions: %s", error)
-
-    def _follow(self, job_id: str) -> None:
-        """Bring one active job's state up to what its driver says, or the cluster."""
-        status = self.store.status(job_id)
-        if not status.is_submitted:
-            if self._state is not None:
-                self._submit(job_id, status)
-            return
-        report = self.store.refresh(job_id)
-        if report is None or report.phase != "ended":
-            if self._state is None:
-                return  # nothing is known of it, so nothing changes
-            state, message = self._cluster.driver(submission_id(job_id, status.last.attempt))
-            if state in ("ended", "absent"):
-                # It may have said so between the two looks.
-                report = self.store.refresh(job_id)
-                if report is None or report.phase != "ended":
-                    self._lost(job_id, message)
-                    return
-        if report is None:
-            self._insist(job_id)
-        elif report.phase == "ended":
-            self._end(job_id, report)
-        elif report.phase == "running" and status.state == "starting":
-            self.store.change(job_id, {"starting"}, lambda s: s.moved("running", "training"))
-        else:
-            self._insist(job_id)
-
-    def _submit(self, job_id: str, status: JobStatus) -> None:
-        """Hand an admitted job to the cluster; a second time does nothing there.
-
-        The state was on storage before, so a service that is killed here hands it over again, by
-        the same name.
-        """
-        name = submission_id(job_id, status.last.attempt)
-        if status.state == "stopping":
-            self._cluster.stop(name)  # which may have it, and we were killed before we knew
-            self._finish(job_id, "stopped", "stopped before it started")
-            return
-        try:
-            self._cluster.submit(name, self.store.storage.path(job_id), status.last.attempt)
-        except SubmissionRefused as error:
-            self._retry_or_fail(job_id, f"the cluster refused it: {error}")
-            return
-        self.store.change(job_id, ACTIVE, lambda s: s.model_copy(update={"is_submitted": True}))
-
-    def _insist(self, job_id: str) -> None:
-        """Kill a driver that was asked to stop and has not within the grace."""
-        if self.store.status(job_id).state != "stopping":
-            return
-        since = self._stopping_since.setdefault(job_id, time.monotonic())
-        if time.monotonic() - since > self.settings.stop_grace_s:
-            attempt = self.store.status(job_id).last.attempt
-            self._cluster.stop(submission_id(job_id, attempt))
-
-    def _end(self, job_id: str, report: AttemptReport) -> None:
-        if report.outcome == "succeeded":
-            self._finish(job_id, "succeeded", report.reason)
-        elif report.outcome == "stopped" or self.store.status(job_id).state == "stopping":
-            self._finish(job_id, "stopped", report.reason)
-        elif report.outcome == "refused":
-            self._finish(job_id, "failed", report.reason)
-        elif report.outcome == "no_room":
-            later = now() + timedelta(seconds=_ROOM_PAUSE_S)
-            self._requeue(job_id, report.reason, not_before=later)
-        else:
-            self._retry_or_fail(job_id, report.reason)
-
-    def _lost(self, job_id: str, message: str) -> None:
-        """Deal with a driver that is gone without a word: killed, or lost with its head."""
-        if self.store.status(job_id).state == "stopping":
-            self._finish(job_id, "stopped", f"its driver is gone: {message}")
-        else:
-            self._retry_or_fail(job_id, f"its driver is gone without a word: {message}")
-
-    def _retry_or_fail(self, job_id: str, reason: str) -> None:
-        status, most = self.store.status(job_id), self.store.spec(job_id).request.max_retries
-        if status.state == "stopping":
-            self._finish(job_id, "stopped", reason)
-        elif status.num_retries >= most:
-            self._finish(job_id, "failed", reason)
-        else:
-            count = status.num_retries + 1
-            self._requeue(
-                job_id,
-                f"retry {count} of {most}: {reason}",
-                not_before=now() + timedelta(seconds=_RETRY_PAUSE_S),
-                num_retries=count,
-            )
-
-    def _requeue(self, job_id: str, reason: str, **changes: Any) -> None:
-        self._leave(job_id, lambda s: s.moved("queued", reason, is_submitted=False, **changes))
-
-    def _finish(self, job_id: str, state: State, reason: str) -> None:
-        self._leave(job_id, lambda s: s.moved(state, reason))
-
-    def _leave(self, job_id: str, change: Callable[[JobStatus], JobStatus]) -> None:
-        """Let a job go from the cluster; on storage first, as the cluster may not answer."""
-        name = submission_id(job_id, self.store.status(job_id).last.attempt)
-        self._stopping_since.pop(job_id, None)
-        self._left.append((time.monotonic(), self.store.spec(job_id).needs))
-        self.store.change(job_id, ACTIVE, change)
-        with contextlib.suppress(ClusterUnreachable):
-            self._cluster.forget(name)
-
-    def _admit(self) -> None:
-        for decision in self._decide():
-            if not decision.is_admitted:
-                self.store.note(decision.id, decision.reason)
-                continue
-            changed = self.store.change(
-                decision.id,
-                {"queued"},
-                lambda s, reason=decision.reason: s.moved(  # type: ignore[misc]
-                    "starting",
-                    reason,
-                    attempt=s.last.attempt + 1,
-                    is_submitted=False,
-                    not_before=None,
-                ),
-            )
-            if changed is not None:
-                try:
-                    self._submit(decision.id, changed)
-                except ClusterUnreachable:
-                    self._state = None
-                    return
-
-    def _decide(self) -> Sequence[Decision]:
-        queued = []
-        for job_id in self.store.ids({"queued"}):
-            try:
-                spec, status = self.store.spec(job_id), self.store.status(job_id)
-            except NoSuchJob:
-                continue  # stopped and deleted meanwhile
-            queued.append(
-                Candidate(
-                    job_id,
-                    spec.owner,
-                    spec.request.priority,
-                    spec.created_at,
-                    spec.needs,
-                    status.not_before,
-                )
-            )
-        active = [self.store.spec(job_id) for job_id in self.store.ids(ACTIVE)]
-        self._left = [(t, n) for t, n in self._left if time.monotonic() - t < _LAG_S]
-        return admit(
-            queued,
-            [Holder(spec.owner, spec.needs) for spec in active],
-            self.cluster(),
-            left=[needs for _, needs in self._left],
-            max_active_per_user=self.settings.max_active_per_user,
-            at=now(),
-        )
-
-
-def submission_id(job_id: str, attempt: int) -> str:
-    """Return the name of a try on the cluster."""
-    return f"{job_id}-{attempt:04d}"
+        return self.dispatcher.info()

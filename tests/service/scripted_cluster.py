@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from service.jobs.cluster import ClusterState, ClusterUnreachable, DriverState, SubmissionRefused
-from service.jobs.manager import JobManager, Settings, submission_id
+from service.jobs.dispatcher import submission_id
+from service.jobs.manager import JobManager
 from service.jobs.models import Config, Estimate, JobRequest, NodeInfo, Versions, now
+from service.jobs.settings import Settings
 from service.jobs.storage import Storage
 from service.jobs.store import RUN, JobStore, attempt_file
 from tests.tiny import tiny_config
@@ -106,7 +108,7 @@ class Service:
         return job.id
 
     def tick(self) -> None:
-        self.manager.tick()
+        self.manager.dispatcher.tick()
 
     def say(self, job_id: str, phase: str, outcome: str | None = None, reason: str = "") -> None:
         """Write what the driver of the present try would."""

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from laminar.errors import ConfigError
-from service.jobs import entry, manager
-from service.jobs.manager import Conflict, TooManyJobs, submission_id
+from service.jobs import dispatcher, entry
+from service.jobs.dispatcher import submission_id
+from service.jobs.manager import Conflict, TooManyJobs
 from service.jobs.models import AttemptReport, JobStatus, Versions
+from service.jobs.settings import Settings
 from service.jobs.versions import differences, versions_here
 from tests.service.scripted_cluster import VERSIONS, ScriptedCluster, Service, request
 from tests.tiny import tiny_config
@@ -27,7 +29,7 @@ def service(tmp_path: Path) -> Service:
 @pytest.fixture
 def _no_pauses(monkeypatch: pytest.MonkeyPatch):
     for name in ("_ROOM_PAUSE_S", "_RETRY_PAUSE_S"):
-        monkeypatch.setattr(manager, name, 0.0)
+        monkeypatch.setattr(dispatcher, name, 0.0)
 
 
 def history(service: Service, job_id: str) -> list[str]:
@@ -312,7 +314,7 @@ def test_a_run_directory_is_trained_by_what_its_folder_says(service: Service):
     """A configuration whose file has been moved since is refused by the driver, not read."""
     root = service.folder.parent / "data"
     root.mkdir()
-    service.settings = manager.Settings(data_roots=(root,))
+    service.settings = Settings(data_roots=(root,))
     service.restart()
     config = tiny_config().model_copy(update={"data": {"name": "mnist", "root": "set"}})
     (root / "set").mkdir()
