@@ -113,6 +113,8 @@ class Dispatcher:
                 self._state = None
             except NoSuchJob:
                 continue  # deleted meanwhile
+            except Exception:  # one job's broken folder must not stop all the others
+                _log.exception("%s cannot be followed", job_id)
         self._admit()
         self.ticked_at = time.monotonic()
 

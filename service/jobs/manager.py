@@ -67,7 +67,23 @@ class JobManager:
             TooManyJobs: The owner has too many waiting.
         """
         request = self._checked(request)
-        spec = JobSpec(
+        # Before anything that may refuse: what is sent again was taken already.
+        found = self.store.submitted_before(owner, key)
+        is_new = False
+        if found is None:
+            spec = self._spec(request, owner, key)
+            found = self.store.add(spec)
+            is_new = found is spec
+        if found.request != request:
+            raise Conflict(f"the idempotency key was used before for another job, {found.id}")
+        self.dispatcher.wake()
+        return self.store.job(found.id), is_new
+
+    def _spec(self, request: JobRequest, owner: str, key: str | None) -> JobSpec:
+        queued = self.store.num_queued(owner)
+        if queued >= self.settings.max_queued_per_user:
+            raise TooManyJobs(f"{owner} has {queued} queued jobs, the most allowed")
+        return JobSpec(
             id=make_id(at := now()),
             owner=owner,
             created_at=at,
@@ -77,12 +93,6 @@ class JobManager:
             idempotency_key=key,
             versions=self._own,
         )
-        self._check_queue(owner)
-        found = self.store.add(spec)
-        if found.request != request:
-            raise Conflict(f"the idempotency key was used before for another job, {found.id}")
-        self.dispatcher.wake()
-        return self.store.job(found.id), found is spec
 
     def estimate(self, request: JobRequest) -> Estimate:
         """Check a job as `submit` does, and say what it would take.
@@ -109,11 +119,6 @@ class JobManager:
                     got=", ".join(odd),
                     fix=f"install the {whose}'s, or send no versions to submit all the same",
                 )
-
-    def _check_queue(self, owner: str) -> None:
-        queued = self.store.num_queued(owner)
-        if queued >= self.settings.max_queued_per_user:
-            raise TooManyJobs(f"{owner} has {queued} queued jobs, the most allowed")
 
     def stop(self, job_id: str) -> Job:
         """Stop a job: at once where it waits, after its driver has let go where it runs.

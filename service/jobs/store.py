@@ -9,6 +9,7 @@ STORAGE/job-.../job.json             what was asked for; its being there makes i
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections import Counter
@@ -90,7 +91,8 @@ class JobStore:
                 self.unreadable.append(name)
                 continue
             self._remember(spec, status)
-            self.refresh(name)
+            with contextlib.suppress(ValidationError):
+                self.refresh(name)
 
     def _read(self, name: str, model: type[Model]) -> Model | None:
         content = self.storage.read(name)
@@ -123,6 +125,12 @@ class JobStore:
     def _add(self, spec: JobSpec) -> None:
         self.storage.write(f"{spec.id}/{SPEC}", spec.model_dump_json(indent=1).encode())
         self._remember(spec, _initial(spec))
+
+    def submitted_before(self, owner: str, key: str | None) -> JobSpec | None:
+        """Return what somebody submitted with this key, if anything."""
+        with self._lock:
+            found = None if key is None else self._keys.get((owner, key))
+            return None if found is None else self._specs[found]
 
     def spec(self, job_id: str) -> JobSpec:
         """Return what was asked for.

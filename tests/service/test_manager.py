@@ -180,6 +180,17 @@ def test_a_stopped_job_goes_on_as_another_attempt(service: Service):
     assert service.store.summary(job_id).progress is None  # of the second try nothing is known
 
 
+def test_a_broken_folder_stops_no_other_job(service: Service):
+    broken, good = started(service), started(service)
+    service.say(broken, "running")
+    (service.folder / broken / "attempts/0001.json").write_text("{")
+    service.say(good, "running")
+    service.tick()
+    assert (service.state(broken), service.state(good)) == ("starting", "running")
+    service.restart()
+    assert service.store.ids() == sorted([broken, good])
+
+
 def test_what_is_not_known_changes_nothing(service: Service):
     job_id = started(service)
     service.say(job_id, "running")
@@ -230,10 +241,10 @@ def test_the_same_key_is_the_same_job_even_after_a_restart(service: Service):
 
 def test_a_person_has_a_place_in_the_queue_and_no_more(tmp_path: Path):
     service = Service(tmp_path, ScriptedCluster(), max_queued_per_user=2)
-    for _ in range(2):
-        service.submit()
+    first, _ = service.submit(key="k"), service.submit()
     with pytest.raises(TooManyJobs, match="ada has 2 queued jobs"):
         service.submit()
+    assert service.submit(key="k") == first  # sent again, it takes no further place
     service.submit(owner="bob")
 
 
