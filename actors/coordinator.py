@@ -15,8 +15,10 @@ from actors.cluster import Reservation
 from actors.epoch_record import epoch_metrics, ledger_entry, phase_record
 from actors.mailbox import Aborted
 from actors.stage_actor import StageActor, StageProgress, StageReport
-from laminar.checkpoint import prune, publish
+from laminar.checkpoint import list_checkpoints, prune, publish
 from laminar.data import num_test_batches
+from laminar.divergence import Divergence, find_divergence
+from laminar.errors import DivergenceError
 from laminar.event_log import EventLog, epoch_scalars
 from laminar.exactness import Exactness, is_in_ledger
 from laminar.plan import Plan, Segment
@@ -208,12 +210,45 @@ class Coordinator:
         metrics: dict[str, Any] = {}
         for epoch in range(self._epoch, self._plan.config.epochs):
             self._epoch = epoch
-            metrics, timeline = self._run_epoch(epoch)
+            metrics, timeline = self._run_watched(epoch)
             scalars = self._save(epoch + 1, metrics, timeline)
             self._finished.append((metrics, scalars))
             if self._is_lockstep and epoch + 1 < self._plan.config.epochs:
                 self._permits.acquire()
         return metrics
+
+    def _run_watched(self, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Run an epoch; if it diverged, stop, or go back and train exactly from here on.
+
+        Raises:
+            DivergenceError: It diverged, and the configuration says to stop or there is nothing
+                left to correct.
+        """
+        metrics, timeline = self._run_epoch(epoch)
+        found = self._find_divergence(metrics)
+        if found is None:
+            return metrics, timeline
+        corrected = self._plan.corrected_from(epoch)
+        if self._plan.config.on_divergence == "stop" or corrected == self._plan:
+            raise DivergenceError(found.describe(epoch + 1))
+        self._plan = corrected
+        saved = list_checkpoints(self._run.checkpoints)
+        if saved:
+            self._stages.load(str(saved[-1]))
+        else:
+            self._stages.setup(self._plan)
+        metrics, timeline = self._run_epoch(epoch)
+        again = self._find_divergence(metrics)
+        if again is not None:
+            raise DivergenceError(again.describe(epoch + 1))
+        self._run.rewrite_config(self._plan.config)
+        metrics["diverged"] = found.record()
+        return metrics, timeline
+
+    def _find_divergence(self, metrics: dict[str, Any]) -> Divergence | None:
+        is_own = self._plan.factories.loss is not None
+        num_classes = None if is_own else self._plan.problem.num_classes
+        return find_divergence(metrics, self._run.read_metrics(), num_classes)
 
     def _run_epoch(self, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the epoch's lines of metrics.jsonl and timeline.jsonl."""

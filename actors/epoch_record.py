@@ -35,7 +35,7 @@ def epoch_metrics(
     """
     tallies = [of_stages[-1].tally for _, of_stages in reports]
     num = sum(tally.num_samples for tally in tallies)
-    phases = [{"phase": s.phase, "num_batches": s.num_batches} for s, _ in reports]
+    phases = [_phase(plan, s, tally) for (s, _), tally in zip(reports, tallies, strict=True)]
     return {
         "epoch": epoch + 1,
         "num_batches": plan.batches_per_epoch,
@@ -51,11 +51,27 @@ def epoch_metrics(
     }
 
 
+def _phase(plan: Plan, segment: Segment, tally: Tally) -> dict[str, Any]:
+    """Return what was trained: batches once each, and the visits of the stored feed beside them."""
+    entry: dict[str, Any] = {
+        "phase": segment.phase,
+        "num_batches": segment.num_batches,
+        "train_loss": tally.loss_sum / tally.num_samples,
+    }
+    if tally.num_visited:
+        entry["num_visits"] = plan.num_visits * segment.num_batches
+        entry["visit_loss"] = tally.visit_loss_sum / tally.num_visited
+    return entry
+
+
 def _parallel_fraction(epochs: Sequence[Sequence[Mapping[str, Any]]]) -> float:
-    """Return the parallel share of all batches, from the phases of each epoch."""
+    """Return the parallel share of all passes, from the phases of each epoch."""
     done = [phase for phases in epochs for phase in phases]
-    parallel = sum(p["num_batches"] for p in done if p["phase"] == "parallel")
-    return float(parallel / sum(p["num_batches"] for p in done))
+    visits = sum(p.get("num_visits", 0) for p in done)
+    streamed = sum(
+        p["num_batches"] for p in done if p["phase"] == "parallel" and "num_visits" not in p
+    )
+    return float((streamed + visits) / (sum(p["num_batches"] for p in done) + visits))
 
 
 def _cut_bytes(plan: Plan, reports: Sequence[Sequence[StageReport]]) -> list[dict[str, int]]:

@@ -79,6 +79,19 @@ class Mailbox:
             self._changed.notify_all()
             return arrays
 
+    def take_now(self, phase: int, direction: str, micro: int) -> Arrays | None:
+        """Return a message and forget it, None if it is not here yet.
+
+        Raises:
+            Aborted: `abort` was called.
+        """
+        with self._changed:
+            if self._aborted:
+                raise Aborted("the run was stopped")
+            arrays = self._messages.pop((phase, direction, micro), None)
+            self._changed.notify_all()
+            return arrays
+
     def abort(self) -> None:
         """Wake whoever waits, with `Aborted`, until the next phase opens."""
         with self._changed:

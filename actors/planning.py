@@ -21,6 +21,7 @@ from laminar.partition import check_memory
 from laminar.plan import Plan, make_plan
 from laminar.precision import use_tf32
 from laminar.profile import measure, needs_measuring
+from laminar.store import check_scratch
 from laminar.weights import notices
 
 
@@ -43,6 +44,7 @@ def check_picklable(factories: Factories) -> None:
 def plan_here(config: Config, factories: Factories, is_new: bool) -> tuple[Plan, list[str]]:
     """Return the plan, and what the user of a new run should know of it."""
     factories.check(config)
+    check_scratch(config.stored.scratch_dir)
     plan = make_plan(config, describe_data(config, factories.datasets), factories)
     if config.cuts is not None:
         check_memory(plan)

@@ -38,6 +38,9 @@ from laminar.training import training_phase
 
 Array = NDArray[Any]
 
+_VISITS_AHEAD = 4
+"""Visits of the stored feed whose messages a mailbox holds before their sender waits."""
+
 
 @dataclass(frozen=True)
 class StageReport:
@@ -123,6 +126,8 @@ class StageActor:
         # What the schedule lets a neighbour run ahead, so that training never waits for room.
         p = plan.config.parallel
         ahead = 2 * plan.config.num_stages * p.hop_delay + plan.config.correction.micro_batches
+        if p.feed == "stored":
+            ahead += _VISITS_AHEAD * plan.config.correction.micro_batches
         self._mailbox = Mailbox(capacity=ahead + 1)
         self._max_in_flight = ahead + 1
         info: dict[str, Any] = {"device": str(device), "num_threads": torch.get_num_threads()}
@@ -154,8 +159,9 @@ class StageActor:
         config = plan.config
         kept = batch.epoch * plan.batches_per_epoch + batch.first_batch if is_kept else None
         is_parallel = segment.phase == "parallel"
-        per_batch = (config.parallel if is_parallel else config.correction).micro_batches
-        hop_ticks = config.parallel.hop_delay if is_parallel else 0
+        is_stored = is_parallel and config.parallel.feed == "stored"
+        per_batch = config.num_micro_of(segment.phase)
+        hop_ticks = config.parallel.hop_delay if is_parallel and not is_stored else 0
         traced = traced_batches(segment.num_batches, config.num_stages, hop_ticks, per_batch)
         probed: int | None = (batch.first_batch - segment.first_batch) * per_batch
         if is_parallel and config.method in ("greedy", "auxnet"):
@@ -236,7 +242,10 @@ class StageActor:
                     raise Aborted("the run was stopped")
         ray.get(list(self._in_flight), timeout=self._timeout_s)
 
-    def _receive(self, phase: int, step: Receive) -> Message:
+    def _receive(self, phase: int, step: Receive) -> Message | None:
+        if not step.waits:
+            found = self._mailbox.take_now(phase, step.direction, step.micro)
+            return None if found is None else from_arrays(found)
         kind: Kind = "wait_forward" if step.direction == "forward" else "wait_adjoint"
         with self._clock.span(kind, step.micro):
             arrays = self._mailbox.take(phase, step.direction, step.micro, self._timeout_s)

@@ -32,7 +32,7 @@ from laminar.checkpoint import (
 )
 from laminar.config import Config, ResourceConfig
 from laminar.data import open_images, with_absolute_paths
-from laminar.errors import CheckpointError, ConfigError, UserError
+from laminar.errors import CheckpointError, ConfigError, DivergenceError, UserError
 from laminar.factories import Factories, LossFunction, MakeBlocks, MakeData
 from laminar.plan import Plan, make_plan
 from laminar.precision import check_compiler
@@ -267,6 +267,8 @@ class LayerParallelTrainer:
                 return self._fit_once(plan, room)
             except (UserError, RunStopped):
                 raise
+            except DivergenceError as error:  # it would diverge again
+                raise TrainingError(f"training failed: {error}") from error
             except Exception as error:
                 if failures_left == 0:
                     message = f"training failed: {_describe(error)}"
@@ -277,6 +279,8 @@ class LayerParallelTrainer:
         """Go on from the newest checkpoint, if any, with fresh actors."""
         saved = list_checkpoints(self._run.checkpoints)
         first_epoch = self._num_saved_epochs(plan)
+        if plan.config.on_divergence == "correct":  # a life before this one may have gone back
+            plan = make_plan(self._run.open_config(), plan.problem, plan.factories)
         self._run.truncate_metrics(first_epoch)
         checkpoints = self._run_config.checkpoint_config
         # Started here, not by the coordinator: each spends seconds importing torch, all at once.
@@ -318,6 +322,8 @@ class LayerParallelTrainer:
             progress, finished = ray.get(coordinator.status.remote(num_known - already_known))
             for metrics, scalars in finished:
                 self._tracking.write(metrics["epoch"], scalars)
+                if "diverged" in metrics:
+                    self._tell(Notice(_went_back(metrics)))
                 self._tell(EpochEnd(metrics))
                 if self._is_lockstep:
                     coordinator.go_on.remote()
@@ -339,6 +345,15 @@ class LayerParallelTrainer:
         """Let the stages leave their work; whoever does not answer in time is killed with them."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(coordinator.stop.remote(), timeout=_GOODBYE_S)
+
+
+def _went_back(metrics: Mapping[str, Any]) -> str:
+    loss = metrics["diverged"]["loss"]
+    what = "no number" if loss is None else f"{loss:.3g}"
+    return (
+        f"the parallel phase diverged in epoch {metrics['epoch']} (loss {what}); the run went back "
+        "and trains in the correction phase from there on"
+    )
 
 
 def _describe(error: Exception) -> str:

@@ -39,6 +39,8 @@ class Receive:
 
     direction: Direction
     micro: int
+    waits: bool = True
+    """Whether to wait for it; if not, the answer may be None. It must not change any number."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ Program = Generator[Send | Receive | BatchDone, Message | None, None]
 class Inputs(Protocol):
     """Images of a batch; only stage 0 has them."""
 
-    def train(self, epoch: int, batch: int) -> Tensor:
-        """Return fp32 [B, C, H, W], augmented."""
+    def train(self, epoch: int, batch: int, is_augmented: bool = True) -> Tensor:
+        """Return fp32 [B, C, H, W]."""
 
     def test(self, batch: int) -> Tensor:
         """Return fp32 [b, C, H, W], the last one possibly shorter."""
@@ -64,7 +66,7 @@ class Inputs(Protocol):
 class Labels(Protocol):
     """Labels of a batch; only the last stage has them."""
 
-    def train(self, epoch: int, batch: int) -> Tensor:
+    def train(self, epoch: int, batch: int, is_augmented: bool = True) -> Tensor:
         """Return int64 [B]; with mixup fp32 [B, classes], a probability for each class."""
 
     def test(self, batch: int) -> Tensor:
@@ -75,9 +77,14 @@ class MicroBatches:
     """One micro-batch at a time of the batches of a segment; each batch is made once."""
 
     def __init__(
-        self, source: Inputs | Labels | SampleIndices | None, segment: Segment, per_batch: int
+        self,
+        source: Inputs | Labels | SampleIndices | None,
+        segment: Segment,
+        per_batch: int,
+        is_augmented: bool = True,
     ) -> None:
         self._source, self._segment, self._per_batch = source, segment, per_batch
+        self._is_augmented = is_augmented
         self._batch, self._parts = -1, tuple[Tensor, ...]()
 
     def __getitem__(self, micro: int) -> Tensor | None:
@@ -85,7 +92,8 @@ class MicroBatches:
             return None
         batch, part = divmod(micro, self._per_batch)
         if batch != self._batch:
-            whole = self._source.train(self._segment.epoch, self._segment.first_batch + batch)
+            at = self._segment.epoch, self._segment.first_batch + batch
+            whole = self._source.train(*at, self._is_augmented)
             self._batch, self._parts = batch, whole.chunk(self._per_batch)
         return self._parts[part]
 
@@ -102,8 +110,9 @@ class Feed:
         per_batch: int,
     ) -> None:
         self.num_micro = per_batch
-        self.images = MicroBatches(inputs, segment, per_batch)
-        self.targets = MicroBatches(labels, segment, per_batch)
+        is_augmented = segment.phase == "correction" or stage.plan.config.parallel.augmentation
+        self.images = MicroBatches(inputs, segment, per_batch, is_augmented)
+        self.targets = MicroBatches(labels, segment, per_batch, is_augmented)
         self._indices = MicroBatches(stage.sample_indices, segment, per_batch)
         self._seed, self._epoch = stage.plan.config.seed, segment.epoch
 
@@ -118,9 +127,14 @@ def correction_phase(
 ) -> Program:
     """Train a segment with exact gradients: per batch a 1F1B pipeline, then the update."""
     stage.enter("correction")
-    per_batch = stage.plan.config.correction.micro_batches
+    feed = Feed(stage, segment, inputs, labels, stage.plan.config.correction.micro_batches)
+    yield from exact_pass(stage, segment, feed)
+
+
+def exact_pass(stage: Stage, segment: Segment, feed: Feed) -> Program:
+    """Train the batches of a segment exactly, with the filters that act at present."""
+    per_batch = feed.num_micro
     first = segment.epoch * stage.plan.batches_per_epoch + segment.first_batch
-    feed = Feed(stage, segment, inputs, labels, per_batch)
     for batch in range(segment.num_batches):
         for action in correction_actions(stage.index, stage.num_stages, per_batch, HOP_DEPTH):
             micro = batch * per_batch + action.micro
@@ -153,7 +167,7 @@ def exact_gradient(
         labels: Labels, at the last stage.
     """
     stage.enter("parallel")
-    per_batch = stage.plan.config.parallel.micro_batches
+    per_batch = stage.plan.config.num_micro_of("parallel")
     feed = Feed(stage, batch, inputs, labels, per_batch)
     with at_weights(stage, applied.weights):
         for action in correction_actions(stage.index, stage.num_stages, per_batch, HOP_DEPTH):

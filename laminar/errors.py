@@ -29,6 +29,10 @@ def _rebuild(
     return kind(rule, got=got, expected=expected, fix=fix)
 
 
+class DivergenceError(RuntimeError):
+    """The loss is no number any more, or far above what it was; the message says what to do."""
+
+
 class ConfigError(UserError):
     """A configuration value that cannot be used."""
 

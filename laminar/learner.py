@@ -31,12 +31,26 @@ class Learner:
             self.average = [p.detach().clone() for p in self.parameters]
         self._ahead: dict[tuple[int, float], list[Tensor]] = {}
 
-    def update(self, gradients: Sequence[Tensor], batch: int) -> None:
-        """Apply the gradient of this batch of the run at the batch's learning rate."""
+    def update(
+        self,
+        gradients: Sequence[Tensor],
+        batch: int,
+        *,
+        step_size: float = 1.0,
+        momentum: float | None = None,
+    ) -> None:
+        """Apply the gradient of this batch of the run at the batch's learning rate.
+
+        Args:
+            gradients: One for each parameter.
+            batch: From 0.
+            step_size: Factor of the learning rate.
+            momentum: Of SGD, in place of the configured one.
+        """
         config = self._config
         if config.optimizer.clip_norm is not None:
             gradients = clip(gradients, config.optimizer.clip_norm)
-        self.optimizer.step(gradients, self._plan.learning_rate(batch))
+        self.optimizer.step(gradients, self._plan.learning_rate(batch) * step_size, momentum)
         self.forget_ahead()
         if config.ema is not None and self.average is not None:
             weight = 1.0 - ema_decay(config.ema.decay, batch)

@@ -29,7 +29,8 @@ class CutProbe:
     violation: float
     """|x - lambda| / |x|: lambda is what the next stage worked on, x what this stage would send
     for the same input at the weights that the gradient is applied to. Zero in the correction
-    phase; in the parallel phase what lateness leaves after look-ahead."""
+    phase; in the parallel phase what lateness leaves after look-ahead, and with the stored feed
+    what the first sweep starts from."""
     filter_error: float
     """|y - U C y| / |y| of the unfiltered output y: what pooling and casting lose."""
     adjoint_ratio: float
@@ -100,9 +101,25 @@ class MeasuredStage(Stage):
         """See `Stage.forward`."""
         with self.clock.span("forward", micro):
             message = super().forward(micro, x, *args, **kwargs)
-            if micro == self._probed_micro and message is not None:
+            is_visit = kwargs.get("is_visit", False)
+            if micro == self._probed_micro and message is not None and not is_visit:
                 self._start_probe(micro, x, message)
         return message
+
+    def note_lambda(self, micro: int, phase_micro: int, lam: Tensor, adjoint: Message) -> None:
+        """See `Stage.note_lambda`; measure the cut: in a visit lambda is not what is sent."""
+        if phase_micro != self._probed_micro or self._filter_out is None:
+            return
+        y = self._visits[micro].out.detach()
+        x, received = self._through_filter(y), self._through_filter(y, (lam,))
+        p = self._filter_out.decode_adjoint(adjoint, self._scale, spatial_size(y))
+        norm = float(y.norm())
+        self.cut = CutProbe(
+            violation=_ratio(float((x - received).norm()), float(x.norm())),
+            filter_error=_ratio(float((y - x).norm()), norm),
+            adjoint_ratio=_ratio(float(p.norm()) * self.plan.config.batch_size, norm),
+        )
+        self._probed_micro = None
 
     def backward(self, micro: int, adjoint: Message | None) -> Message | None:
         """See `Stage.backward`."""
@@ -119,7 +136,7 @@ class MeasuredStage(Stage):
         with self.clock.span("backward", micro):
             super().backward_locally(micro, *args, **kwargs)
 
-    def update(self, batch: int) -> None:
+    def update(self, batch: int, *, step_size: float = 1.0, momentum: float | None = None) -> None:
         """See `Stage.update`."""
         with self.clock.span("update"):
             self._finish_probe()
@@ -129,7 +146,7 @@ class MeasuredStage(Stage):
                     # An optimiser may write to what it is given.
                     gradient=[g.clone() for g in self._gradients],
                 )
-            super().update(batch)
+            super().update(batch, step_size=step_size, momentum=momentum)
 
     @property
     def has_applied(self) -> bool:

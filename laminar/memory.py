@@ -72,9 +72,10 @@ def stage_bytes(
 ) -> float:
     """Return the bytes of stage k if it consists of blocks first .. last-1."""
     own = memories[first:last]
-    flight = in_flight(config, stage)
+    is_stored = config.parallel.feed == "stored"
+    flight = InFlight(0, 0) if is_stored else in_flight(config, stage)
     moments = 2 if isinstance(config.optimizer, AdamWConfig) else int(config.optimizer.momentum > 0)
-    accumulates = max(config.parallel.micro_batches, config.correction.micro_batches) > 1
+    accumulates = max(config.num_micro_of("parallel"), config.correction.micro_batches) > 1
     # The gradient so far, the one that is added, and their sum; or a gradient and its clipped copy.
     gradients = 3 if accumulates else 2
     # Weights and gradient of a batch, from when it is applied to when the phase has drained.
@@ -88,9 +89,15 @@ def stage_bytes(
         room = num_visits + (num_visits > 1)
         return room * (config.batch_size // num_micro * per_sample + fixed)
 
-    return copies * sum(m.parameters for m in own) + max(
-        activations(flight.num_visits, config.parallel.micro_batches),
-        activations(_correction_visits(config, stage), config.correction.micro_batches),
+    # Of lambda and kappa what fits into memory, at most; the rest is in files.
+    store = config.stored.memory_limit_mb * 1e6 if is_stored else 0.0
+    return (
+        store
+        + copies * sum(m.parameters for m in own)
+        + max(
+            activations(flight.num_visits, config.parallel.micro_batches),
+            activations(_correction_visits(config, stage), config.correction.micro_batches),
+        )
     )
 
 

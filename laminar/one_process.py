@@ -39,13 +39,16 @@ def run_programs(programs: Sequence[Program], seed: int) -> None:
         ready = [
             k
             for k, step in waiting.items()
-            if not isinstance(step, Receive) or (step.direction, step.micro) in box[k]
+            if not isinstance(step, Receive)
+            or not step.waits
+            or (step.direction, step.micro) in box[k]
         ]
         assert ready, f"deadlock: {waiting}"
         k = rng.choice(ready)
         step, answer = waiting[k], None
         if isinstance(step, Receive):
-            answer = box[k].pop((step.direction, step.micro))
+            if step.waits or rng.random() < 0.5:
+                answer = box[k].pop((step.direction, step.micro), None)
         elif isinstance(step, Send):
             to = k + 1 if step.direction == "forward" else k - 1
             message = tuple(part.clone() for part in step.message)

@@ -33,21 +33,24 @@ class Optimizer:
         """By parameter, with the fields of `STATE_FIELDS`; empty before the first update."""
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], lr: float) -> None:
-        """Apply one gradient for each parameter at this learning rate."""
+    def step(self, gradients: Sequence[Tensor], lr: float, momentum: float | None = None) -> None:
+        """Apply one gradient for each parameter at this learning rate, and SGD's at a momentum."""
         if isinstance(self._config, AdamWConfig):
             self._adamw(gradients, self._config, lr)
         else:
-            self._sgd(gradients, self._config, lr)
+            momentum = self._config.momentum if momentum is None else momentum
+            self._sgd(gradients, self._config, lr, momentum)
 
-    def _sgd(self, gradients: Sequence[Tensor], config: SgdConfig, lr: float) -> None:
+    def _sgd(
+        self, gradients: Sequence[Tensor], config: SgdConfig, lr: float, momentum: float
+    ) -> None:
         buffers = [self.state.get(p, {}).get("momentum_buffer") for p in self._parameters]
         sgd(
             self._parameters,
             list(gradients),
             buffers,
             lr=lr,
-            momentum=config.momentum,
+            momentum=momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
             dampening=0.0,

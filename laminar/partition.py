@@ -83,7 +83,7 @@ def exchange_seconds(plan: Plan) -> Exchange:
     Both directions run at once and carry the same number of bytes.
     """
     config = plan.config
-    size = config.batch_size // config.parallel.micro_batches
+    size = config.batch_size // config.num_micro_of("parallel")
 
     def seconds(stage: int, boundary: int) -> float:
         f = config.filter_of_cut(stage, boundary)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,6 +92,8 @@ def _split(
     """
     per_batch = config.parallel.micro_batches
     needed = math.ceil(min_ticks(config.num_stages, config.parallel.hop_delay) / per_batch)
+    if config.parallel.feed == "stored":
+        needed = 1
     segments: list[Segment] = []
     position = 0
     for phase, length in runs:
@@ -111,6 +115,15 @@ def _split(
             _append(segments, Segment(kind, epoch, first, num))
             position, length = position + num, length - num
     return segments
+
+
+def correct_from(segments: Iterable[Segment], epoch: int) -> list[Segment]:
+    """Return the segments with all from this epoch on in the correction phase."""
+    corrected: list[Segment] = []
+    for segment in segments:
+        exact = dataclasses.replace(segment, phase="correction")
+        _append(corrected, exact if segment.epoch >= epoch else segment)
+    return corrected
 
 
 def _append(segments: list[Segment], new: Segment) -> None:

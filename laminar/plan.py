@@ -20,7 +20,7 @@ from laminar.loss import CrossEntropy, OwnLoss
 from laminar.networks import network
 from laminar.phases import Phase as Phase
 from laminar.phases import Segment as Segment
-from laminar.phases import as_phases, split_phases
+from laminar.phases import as_phases, correct_from, split_phases
 from laminar.problem import Problem as Problem
 
 
@@ -69,9 +69,19 @@ class Plan:
 
     @property
     def parallel_fraction(self) -> float:
-        """Fraction of all batches that are in the parallel phase, 0..1."""
-        parallel = sum(s.num_batches for s in self.segments if s.phase == "parallel")
-        return parallel / self.num_batches
+        """Fraction of all passes that are parallel, 0..1; see `Plan.num_visits`."""
+        in_phase = sum(s.num_batches for s in self.segments if s.phase == "parallel")
+        visits = self.num_visits * in_phase
+        return visits / (self.num_batches + visits) if visits else in_phase / self.num_batches
+
+    @property
+    def num_visits(self) -> int:
+        """Parallel passes over a batch of the parallel phase after its exact one; 0 if streamed.
+
+        The stored feed begins with an exact pass (docs/decisions/passes-of-the-stored-feed.md).
+        """
+        config = self.config
+        return config.stored.sweeps if config.parallel.feed == "stored" else 0
 
     def learning_rate(self, batch: int) -> float:
         """Return the learning rate of the update that applies this batch of the run."""
@@ -90,6 +100,13 @@ class Plan:
         kept = tuple(f for f in config.kept_filters if f.boundary not in cuts)
         update = {"cuts": cuts, "filters": filters, "kept_filters": kept}
         return dataclasses.replace(self, config=config.model_copy(update=update))
+
+    def corrected_from(self, epoch: int) -> Plan:
+        """Return the plan with all batches from this epoch on in the correction phase."""
+        segments = correct_from(self.segments, epoch)
+        phases = as_phases(segments, self.batches_per_epoch)
+        config = self.config.model_copy(update={"phases": phases})
+        return dataclasses.replace(self, config=config, segments=tuple(segments))
 
     def build_stage_module(
         self, first: int, last: int, device: torch.device | str = "cpu"

@@ -88,7 +88,7 @@ def _time_block(
     plan: Plan, index: int, device: torch.device, precision: PrecisionConfig, num_repeats: int
 ) -> BlockTime:
     module = place(plan.build_stage_module(index, index + 1).train(), precision, device)
-    size = plan.config.batch_size // plan.config.parallel.micro_batches
+    size = plan.config.batch_size // plan.config.num_micro_of("parallel")
     module.set_samples(Samples(seed=0, epoch=0, indices=torch.arange(size)))
     x = torch.randn(size, *plan.shapes[index])
     if index == 0 and plan.problem.dtype != "float32":

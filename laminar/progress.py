@@ -48,7 +48,7 @@ class EpochEnd:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know before training begins: one sentence or two."""
+    """Something the user should know: one sentence or two."""
 
     message: str
 

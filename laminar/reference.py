@@ -5,7 +5,8 @@ at once (arXiv 2009.01462v2, section 2). Here the auxiliary variables and the ad
 tables, `sent[k][i]` and `replied[k][j]`, each entry with the tick it left at; nothing else crosses
 a cut. With the forward's own weights and eta = 1/rho the penalty method, the augmented Lagrangian
 and delayed gradients coincide: the gradient of <kappa, x> + rho/2 |x - lambda|^2 at the x that was
-sent is the adjoint p, and p is what the tables carry.
+sent is the adjoint p, and p is what the tables carry. The stored feed, where they differ, is in
+`laminar/reference_stored.py`.
 
 Shares with the engine the filters, the loss, the learning rate, the precision and the network; the
 order of events and the handling of weights are written out again, as plainly as they can be, and so
@@ -14,6 +15,7 @@ are the optimisers, in `laminar/reference_optimizers.py`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -30,9 +32,11 @@ from laminar.precision import autocast, place, place_input
 from laminar.reference_auxnet import auxnet
 from laminar.reference_greedy import greedy
 from laminar.reference_optimizers import Optimizer, Tensors, average, clip, make_optimizer
+from laminar.reference_stored import stored_phase
 from laminar.weights import load_weights
 
 CPU = torch.device("cpu")
+Crossed = defaultdict[int, dict[int, Message]]
 
 
 class Reference:
@@ -76,16 +80,20 @@ class Reference:
             self.filters = [filters[b].during(segment.phase) for b in self.plan.bounds[1:-1]]
             for module in self.modules:
                 module.enter(segment.phase)
+            p = self.plan.config.parallel
+            self.is_augmented = segment.phase == "correction" or p.augmentation
             if segment.phase == "correction":
                 self.correction(segment)
             elif self.plan.config.method == "greedy":
                 greedy(self, segment)
             elif self.plan.config.method == "auxnet":
                 auxnet(self, segment)
+            elif p.feed == "stored":
+                stored_phase(self, segment)
             else:
-                self.parallel(segment)
+                self.streamed(segment)
 
-    def parallel(self, segment: Segment) -> None:
+    def streamed(self, segment: Segment) -> None:
         """One parallel phase: at tick t stage k is at micro-batch t - kd forwards.
 
         Backwards it is at t - (2(K-1) - k)d; both messages must have left d ticks ago.
@@ -134,21 +142,33 @@ class Reference:
                     half(t, k)
 
     def correction(self, segment: Segment) -> None:
-        """Exact gradients: per micro-batch forwards through all stages, then backwards."""
-        M = self.plan.config.correction.micro_batches
+        """Exact gradients, batch by batch."""
         for batch in range(segment.num_batches):
-            gradient: list[Tensors] = [{} for _ in range(self.num_stages)]
-            for i in range(batch * M, (batch + 1) * M):
-                graphs, message = [], None
-                for k in range(self.num_stages):
-                    weights = self.predict(k, 0, self.index(segment, batch))
-                    graph, message = self.forward(k, segment, i, M, weights, message, 0)
-                    graphs.append(graph)
-                adjoint = None
-                for k in reversed(range(self.num_stages)):
-                    adjoint = self.backward(k, graphs[k], adjoint, gradient[k], 1.0)
-            for k in range(self.num_stages):
-                self.update(k, gradient[k], self.index(segment, batch))
+            self.exact_batch(segment, batch)
+
+    def exact_batch(self, segment: Segment, batch: int) -> tuple[Crossed, Crossed]:
+        """Per micro-batch forwards through all stages, then backwards; then all updates.
+
+        Returns what crossed each cut, by the stage behind it: C(x), and adjoints.
+        """
+        M, K = self.plan.config.correction.micro_batches, self.num_stages
+        gradient: list[Tensors] = [{} for _ in range(K)]
+        sent, replied = Crossed(dict), Crossed(dict)
+        for i in range(batch * M, (batch + 1) * M):
+            graphs, message, adjoint = [], None, None
+            for k in range(K):
+                weights = self.predict(k, 0, self.index(segment, batch))
+                graph, message = self.forward(k, segment, i, M, weights, message, 0)
+                graphs.append(graph)
+                if message is not None:
+                    sent[k + 1][i] = message
+            for k in reversed(range(K)):
+                adjoint = self.backward(k, graphs[k], adjoint, gradient[k], 1.0)
+                if adjoint is not None:
+                    replied[k][i] = adjoint
+        for k in range(K):
+            self.update(k, gradient[k], self.index(segment, batch))
+        return sent, replied
 
     def predict(self, k: int, s: int, batch: int) -> Tensors:
         """Return stage k's weights s updates from now, the next being that of a batch.
@@ -175,7 +195,7 @@ class Reference:
         at = segment.epoch, segment.first_batch + batch
         leaves = list(weights.values())
         if message is None:
-            x = self.inputs.train(*at).chunk(M)[part]
+            x = self.inputs.train(*at, self.is_augmented).chunk(M)[part]
         else:
             size = self.plan.shapes[self.plan.bounds[k]][-2:]
             x = self.filters[k - 1].decode(message, (size[0], size[-1]))
@@ -188,7 +208,8 @@ class Reference:
         with autocast(self.precision, CPU):
             out = functional_call(self.modules[k], weights, (x,)).float()
         if k == self.num_stages - 1:
-            loss = self.plan.loss.train(out, self.labels.train(*at).chunk(M)[part])
+            labels = self.labels.train(*at, self.is_augmented)
+            loss = self.plan.loss.train(out, labels.chunk(M)[part])
             self.losses.append(float(loss.detach()))
             return (loss / M, leaves, s), None
         return (out, leaves, s), self.filters[k].encode(out.detach())
@@ -224,7 +245,14 @@ class Reference:
             gradient[name] = gradient[name] + g * factor if name in gradient else g * factor
         return grads[-1]
 
-    def update(self, k: int, gradient: Tensors, batch: int) -> None:
+    def update(
+        self,
+        k: int,
+        gradient: Tensors,
+        batch: int,
+        step_size: float = 1.0,
+        momentum: float | None = None,
+    ) -> None:
         """Clip, step and average: the update of stage k that applies a batch. Empties `gradient`.
 
         The norm is that of stage k's own gradient.
@@ -232,7 +260,8 @@ class Reference:
         c = self.plan.config
         if c.optimizer.clip_norm is not None:
             gradient.update(clip(gradient, c.optimizer.clip_norm))
-        self.optimizers[k].step(self.weights[k], gradient, self.plan.learning_rate(batch))
+        lr = self.plan.learning_rate(batch) * step_size
+        self.optimizers[k].step(self.weights[k], gradient, lr, momentum)
         if c.ema is not None:
             average(self.averages[k], self.weights[k], c.ema.decay, batch + 1)
         gradient.clear()

@@ -37,7 +37,8 @@ def auxnet(r: Reference, segment: Segment) -> None:
     def make(k: int, i: int, weights: Tensors) -> Tensor:
         """G_k(u) of micro-batch i, at these weights."""
         batch, part = divmod(i, M)
-        u = r.inputs.train(segment.epoch, segment.first_batch + batch).chunk(M)[part]
+        u = r.inputs.train(segment.epoch, segment.first_batch + batch, r.is_augmented)
+        u = u.chunk(M)[part]
         u = place_input(u, r.precision, u.device)
         with autocast(r.precision, u.device):
             out: Tensor = functional_call(r.modules[K + k - 1], weights, (u,))

@@ -26,7 +26,8 @@ def greedy(r: Reference, segment: Segment) -> None:
     for batch in range(segment.num_batches):
         index = r.index(segment, batch)
         gradient: list[Tensors] = [{} for _ in r.modules]
-        targets = r.labels.train(segment.epoch, segment.first_batch + batch).chunk(M)
+        labels = r.labels.train(segment.epoch, segment.first_batch + batch, r.is_augmented)
+        targets = labels.chunk(M)
         for i in range(batch * M, (batch + 1) * M):
             message: Message | None = None
             for k in range(K):

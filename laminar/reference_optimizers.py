@@ -19,8 +19,10 @@ Tensors = dict[str, Tensor]
 class Optimizer(Protocol):
     """Moments of one stage's weights."""
 
-    def step(self, weights: Tensors, gradient: Tensors, lr: float) -> None:
-        """Update weights and moments in place."""
+    def step(
+        self, weights: Tensors, gradient: Tensors, lr: float, momentum: float | None = None
+    ) -> None:
+        """Update weights and moments in place, SGD with another momentum if one is given."""
 
     def ahead(self, weights: Tensors, lr: float, s: int) -> Tensors:
         """Return where s steps without gradients or weight decay would take the weights."""
@@ -36,13 +38,16 @@ class Sgd:
         self.config = config
         self.v = {n: torch.zeros_like(w) for n, w in weights.items()}
 
-    def step(self, weights: Tensors, gradient: Tensors, lr: float) -> None:
+    def step(
+        self, weights: Tensors, gradient: Tensors, lr: float, momentum: float | None = None
+    ) -> None:
         """Update weights and velocity in place."""
         c = self.config
+        mu = c.momentum if momentum is None else momentum
         for n, w in weights.items():
             g = gradient[n].add(w, alpha=c.weight_decay)
-            self.v[n].mul_(c.momentum).add_(g)
-            w.add_(g.add(self.v[n], alpha=c.momentum) if c.nesterov else self.v[n], alpha=-lr)
+            self.v[n].mul_(mu).add_(g)
+            w.add_(g.add(self.v[n], alpha=mu) if c.nesterov else self.v[n], alpha=-lr)
 
     def ahead(self, weights: Tensors, lr: float, s: int) -> Tensors:
         """Return W - lr (mu + .. + mu^s) v, with Nesterov W - lr mu (mu + .. + mu^s) v."""
@@ -67,7 +72,9 @@ class AdamW:
         self.m = {n: torch.zeros_like(w) for n, w in weights.items()}
         self.v = {n: torch.zeros_like(w) for n, w in weights.items()}
 
-    def step(self, weights: Tensors, gradient: Tensors, lr: float) -> None:
+    def step(
+        self, weights: Tensors, gradient: Tensors, lr: float, momentum: float | None = None
+    ) -> None:
         """Update weights and moments in place."""
         c = self.config
         self.t += 1

@@ -106,6 +106,7 @@ class Stage:
         num_micro: int,
         s: int = 0,
         lr: float = 0.0,
+        is_visit: bool = False,
     ) -> Message | None:
         """Run one micro-batch forward and keep what its backward will need.
 
@@ -120,6 +121,7 @@ class Stage:
             num_micro: Micro-batches per update, M.
             s: Updates between this forward and its own update.
             lr: Learning rate of this stage's next update, for look-ahead.
+            is_visit: Whether this is a visit of the stored feed, to be counted apart.
 
         Returns:
             What to send to the next stage, detached; None at the last.
@@ -134,10 +136,23 @@ class Stage:
         if labels is not None and self.is_last:
             labels = labels.to(self.device)
             loss = self._loss.train(out, labels)
-            self.tally.add(out.detach(), labels, loss.detach())
+            if is_visit:
+                self.tally.add_visit(len(labels), loss.detach())
+            else:
+                self.tally.add(out.detach(), labels, loss.detach())
             out = loss / num_micro
         self._visits[micro] = _Visit(leaf, out, weights, s)
         return self._send(out.detach())
+
+    def note_lambda(self, micro: int, phase_micro: int, lam: Tensor, adjoint: Message) -> None:
+        """Hear of the lambda that the output of a visit is held against; a measured stage listens.
+
+        Args:
+            micro: The visit, as `forward` named it.
+            phase_micro: The micro-batch within the phase.
+            lam: As the next stage keeps it.
+            adjoint: What it last sent back.
+        """
 
     def backward(self, micro: int, adjoint: Message | None) -> Message | None:
         """Differentiate a forward at its own weights and add to the batch's gradient.
@@ -184,9 +199,9 @@ class Stage:
         self._accumulate(gradients, self.plan.config.parallel.shrink**visit.s)
         return at_input
 
-    def update(self, batch: int) -> None:
-        """Apply the accumulated gradient of this batch of the run at the batch's learning rate."""
-        self.learner.update(self.take_gradient(), batch)
+    def update(self, batch: int, *, step_size: float = 1.0, momentum: float | None = None) -> None:
+        """Apply the accumulated gradient of this batch of the run; see `Learner.update`."""
+        self.learner.update(self.take_gradient(), batch, step_size=step_size, momentum=momentum)
 
     def take_gradient(self) -> list[Tensor]:
         """Return what the batch's backwards have added up, one for each parameter; start anew."""

@@ -19,6 +19,9 @@ class Tally:
     num_samples: int = 0
     num_top5: int | None = None
     """Test samples whose class is among the five likeliest; None with five classes or fewer."""
+    visit_loss_sum: float = 0.0
+    """Over visits of the stored feed, whose losses are none of the network."""
+    num_visited: int = 0
     confusion: Tensor | None = None
     """Of test samples, int64 [C, C]: how many of class i (row) were taken for class j (column)."""
 
@@ -34,6 +37,11 @@ class Tally:
         self.loss_sum += float(mean_loss) * len(labels)
         self.num_correct += int((logits.argmax(1) == labels).sum())
         self.num_samples += len(labels)
+
+    def add_visit(self, num_samples: int, mean_loss: Tensor) -> None:
+        """Count a visit's samples."""
+        self.visit_loss_sum += float(mean_loss) * num_samples
+        self.num_visited += num_samples
 
     def add_test(self, logits: Tensor, labels: Tensor, mean_loss: Tensor) -> None:
         """Count test samples, with all that is wanted of those.

@@ -77,10 +77,10 @@ class TimedBatches:
     def __init__(self, batches: Any, clock: Clock) -> None:
         self._batches, self._clock = batches, clock
 
-    def train(self, epoch: int, batch: int) -> Any:
+    def train(self, epoch: int, batch: int, is_augmented: bool = True) -> Any:
         """Return what the wrapped batches return."""
         with self._clock.span("data"):
-            return self._batches.train(epoch, batch)
+            return self._batches.train(epoch, batch, is_augmented)
 
     def test(self, batch: int) -> Any:
         """Return what the wrapped batches return."""

@@ -7,6 +7,7 @@ from laminar.engine import Inputs, Labels, Program, correction_phase
 from laminar.greedy import greedy_phase
 from laminar.plan import Segment
 from laminar.stage import Stage
+from laminar.stored import stored_phase
 from laminar.streamed import streamed_phase
 
 
@@ -20,4 +21,6 @@ def training_phase(
         return greedy_phase(stage, segment, inputs, labels)
     if stage.plan.config.method == "auxnet":
         return auxnet_phase(stage, segment, inputs, labels)
+    if stage.plan.config.parallel.feed == "stored":
+        return stored_phase(stage, segment, inputs, labels)
     return streamed_phase(stage, segment, inputs, labels)

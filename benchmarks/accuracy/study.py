@@ -108,6 +108,31 @@ COMPARISONS = [
 ]
 
 
+def _compare_stored(method: str) -> Comparison:
+    """Add a run of 20 passes with auxiliary variables per sample: 11 fresh ones and 9 visits.
+
+    The exact passes have one micro-batch and run one stage after the other.
+    """
+    settings = (
+        "num_stages=2",
+        f"method={method}",
+        "parallel.feed=stored",
+        "correction.micro_batches=1",
+        "phases=[{phase: correction, epochs: 2}, {phase: parallel, epochs: 9}]",
+    )
+    words = method.replace("_", " ")
+    return Comparison(
+        hybrid=_case("resnet8", 11, f"K=2, stored, {words}, 2x2 fp16", "one process", *settings),
+        full=_case("resnet8", 20, "serial", "serial"),
+        exact_only=_case("resnet8", 11, "serial", "serial"),
+        same_time=_case("resnet8", 16, "serial", "serial"),
+        time="11 serial passes, 9 on K equal devices, exchange free",
+    )
+
+
+COMPARISONS += [_compare_stored(method) for method in ("augmented_lagrangian", "penalty")]
+
+
 def write_study(results: Path, page: Path) -> None:
     """Write the table of all comparisons that have at least one seed."""
     rows = [

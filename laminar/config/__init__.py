@@ -40,6 +40,13 @@ from laminar.config.resources import (
 from laminar.config.run import (
     Config,
 )
+from laminar.config.stored import (
+    BalancedPenalty,
+    FixedPenalty,
+    PenaltyConfig,
+    ScheduledPenalty,
+    StoredConfig,
+)
 from laminar.config.tracking import (
     MlflowConfig,
     TrackingConfig,
@@ -58,6 +65,7 @@ from laminar.config.training import (
 __all__ = [
     "DEFAULT_NAMES",
     "AdamWConfig",
+    "BalancedPenalty",
     "Cifar10Config",
     "Cifar100Config",
     "Config",
@@ -67,6 +75,7 @@ __all__ = [
     "DigitsConfig",
     "EmaConfig",
     "FilterConfig",
+    "FixedPenalty",
     "ImageFolderConfig",
     "KeptFilterConfig",
     "LedgerConfig",
@@ -81,14 +90,17 @@ __all__ = [
     "OwnDataConfig",
     "ParallelConfig",
     "PartitionConfig",
+    "PenaltyConfig",
     "PhaseCycles",
     "PhaseSegment",
     "PrecisionConfig",
     "ResizedCropConfig",
     "ResourceConfig",
     "ScheduleConfig",
+    "ScheduledPenalty",
     "SgdConfig",
     "StepConfig",
+    "StoredConfig",
     "SyntheticConfig",
     "TrackingConfig",
     "WandbConfig",

@@ -114,7 +114,7 @@ class EmaConfig(FrozenModel):
     )
 
 
-def _named(default: str) -> BeforeValidator:
+def named(default: str) -> BeforeValidator:
     """Return a validator that takes a mapping without a name for the one of this name."""
 
     def name(value: Any) -> Any:
@@ -123,16 +123,16 @@ def _named(default: str) -> BeforeValidator:
     return BeforeValidator(name)
 
 
-DEFAULT_NAMES = {"optimizer": "sgd", "schedule": "cosine"}
+DEFAULT_NAMES = {"optimizer": "sgd", "schedule": "cosine", "penalty": "balanced"}
 """What a section without a `name` is."""
 
 OptimizerConfig = Annotated[
     Annotated[SgdConfig | AdamWConfig, Field(discriminator="name")],
-    _named(DEFAULT_NAMES["optimizer"]),
+    named(DEFAULT_NAMES["optimizer"]),
 ]
 ScheduleConfig = Annotated[
     Annotated[
         CosineConfig | StepConfig | LinearConfig | OneCycleConfig, Field(discriminator="name")
     ],
-    _named(DEFAULT_NAMES["schedule"]),
+    named(DEFAULT_NAMES["schedule"]),
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from laminar.config.base import FrozenModel
 from laminar.config.data import DataConfig, DigitsConfig
 from laminar.config.ledger import LedgerConfig
 from laminar.config.loss import LossConfig
+from laminar.config.method import check_method
 from laminar.config.model import ModelConfig
 from laminar.config.optimization import (
     CosineConfig,
@@ -20,6 +23,7 @@ from laminar.config.optimization import (
 from laminar.config.partition import PartitionConfig
 from laminar.config.precision import PrecisionConfig
 from laminar.config.resources import ResourceConfig
+from laminar.config.stored import BalancedPenalty, PenaltyConfig, StoredConfig
 from laminar.config.tracking import TrackingConfig
 from laminar.config.training import (
     CorrectionConfig,
@@ -67,6 +71,13 @@ class Config(FrozenModel):
         "that each stage makes itself (auxnet), or not at all, so that every pass is exact.",
     )
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel phase.")
+    penalty: PenaltyConfig = Field(
+        default_factory=BalancedPenalty,
+        description="How the penalty coefficient rho is found, with the stored feed.",
+    )
+    stored: StoredConfig = Field(
+        default_factory=StoredConfig, description="Windows and sweeps of the stored feed."
+    )
     correction: CorrectionConfig = Field(
         default_factory=CorrectionConfig,
         description="Correction phase.",
@@ -78,6 +89,11 @@ class Config(FrozenModel):
     ledger: LedgerConfig | None = Field(
         default_factory=LedgerConfig,
         description="Exactness of the parallel phase's gradients; null measures none.",
+    )
+    on_divergence: Literal["stop", "correct"] = Field(
+        "stop",
+        description="When an epoch's loss is no number, or far above what it was: stop, or go back "
+        "to the last checkpoint and train exactly from there.",
     )
     precision: PrecisionConfig = Field(
         default_factory=PrecisionConfig, description="How stages compute."
@@ -97,6 +113,11 @@ class Config(FrozenModel):
                     got=f"{self.batch_size} and {count}",
                     fix="change one of them",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_the_method_act(self) -> Config:
+        check_method(self)
         return self
 
     @model_validator(mode="after")
@@ -160,6 +181,15 @@ class Config(FrozenModel):
                 fix="sort them and remove repeats; each stage needs at least one block",
             )
         return self
+
+    def num_micro_of(self, phase: Literal["correction", "parallel"]) -> int:
+        """Return the micro-batches per update, M; with the stored feed both phases have the same.
+
+        What is kept of a micro-batch in an exact pass is visited later, with the same statistics
+        of batch norm.
+        """
+        is_streamed = phase == "parallel" and self.parallel.feed == "streamed"
+        return (self.parallel if is_streamed else self.correction).micro_batches
 
     def filter_list(self) -> tuple[FilterConfig, ...]:
         """Return one filter for each of the K-1 cuts, before `kept_filters`."""

@@ -39,8 +39,13 @@ Method = Literal["delayed_gradient", "penalty", "augmented_lagrangian", "greedy"
 
 
 class ParallelConfig(FrozenModel):
-    """The streamed parallel phase: all stages at once, gradients a few ticks late."""
+    """The parallel phase: all stages at once. All but the first two settings are of `streamed`."""
 
+    feed: Literal["streamed", "stored"] = Field(
+        "streamed",
+        description="Auxiliary variables in flight between neighbours, or kept per sample.",
+    )
+    augmentation: bool = Field(True, description="Vary images in the parallel phase, too.")
     micro_batches: int = Field(2, ge=1, description="Micro-batches (ticks) per update, M.")
     hop_delay: int = Field(1, ge=1, le=64, description="Ticks a message may take, d.")
     order: Literal["forward_first", "backward_first"] = Field(

@@ -46,7 +46,8 @@ class _Place(NamedTuple):
     """A batch, in the order in which a run asks for them."""
 
     epoch: int
-    split: Literal["train", "test"]
+    split: Literal["train", "plain", "test"]
+    """`plain` are training images as they are."""
     batch: int
 
 
@@ -85,10 +86,13 @@ class InputBatches(Batches):
             stats or _configured_stats(config) or channel_stats(self._train.sample())
         )
 
-    def train(self, epoch: int, batch: int) -> Tensor:
+    def train(self, epoch: int, batch: int, is_augmented: bool = True) -> Tensor:
         """Return fp32 [B, C, H, W]; the ragged last batch of an epoch does not exist."""
         self._epoch = epoch
         indices = self._train_indices(epoch, batch)
+        if not is_augmented:
+            images = self._images.get(_Place(epoch, "plain", batch))
+            return normalize(images, self.mean, self.std)
         data, seed = self._config.data, self._config.seed
         images = augment(
             self._images.get(_Place(epoch, "train", batch)),
@@ -108,14 +112,15 @@ class InputBatches(Batches):
         return normalize(self._images.get(_Place(self._epoch, "test", batch)), self.mean, self.std)
 
     def _start(self, place: _Place) -> Pending[Tensor]:
-        if place.split == "train":
-            return self._train.start(self._train_indices(place.epoch, place.batch), place.epoch)
+        if place.split != "test":
+            crops = place.epoch if place.split == "train" else None
+            return self._train.start(self._train_indices(place.epoch, place.batch), crops)
         return self._test.start(np.arange(len(self._test))[self._test_slice(place.batch)], None)
 
     def _following(self, place: _Place) -> _Place | None:
         """Return what is asked for next: an epoch's batches, the test set, the next epoch."""
         epoch, split, batch = place
-        is_train = split == "train"
+        is_train = split != "test"
         num = (
             self._num_train // self._config.batch_size
             if is_train
@@ -144,11 +149,11 @@ class LabelBatches(Batches):
         super().__init__(config, len(train))
         self._train, self._test, self._num_classes = train, test, num_classes
 
-    def train(self, epoch: int, batch: int) -> Tensor:
+    def train(self, epoch: int, batch: int, is_augmented: bool = True) -> Tensor:
         """Return int64 [B]; with mixup fp32 [B, num_classes], a probability for each class."""
         indices = self._train_indices(epoch, batch)
         labels = self._train[torch.from_numpy(indices)]
-        if not self._config.data.mixup:
+        if not self._config.data.mixup or not is_augmented:
             return labels
         assert self._num_classes is not None
         return mix_labels(labels, self._mix_weights(epoch, indices), self._num_classes)
@@ -161,7 +166,7 @@ class LabelBatches(Batches):
 class SampleIndices(Batches):
     """Which training samples a batch holds, in the order of `InputBatches`; opens no data."""
 
-    def train(self, epoch: int, batch: int) -> Tensor:
+    def train(self, epoch: int, batch: int, is_augmented: bool = True) -> Tensor:
         """Return int64 [B]."""
         return torch.from_numpy(self._train_indices(epoch, batch))
 

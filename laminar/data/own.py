@@ -35,11 +35,12 @@ class OwnInputs(Batches):
         self.mean = self.std = torch.empty(0)
         """Nothing is normalised."""
 
-    def train(self, epoch: int, batch: int) -> Tensor:
+    def train(self, epoch: int, batch: int, is_augmented: bool = True) -> Tensor:
         """Return [B, ...]; float64 becomes float32, other types stay."""
         indices = self._train_indices(epoch, batch)
         x = take(self._train, indices)
-        return mix_images(x, self._mix_weights(epoch, indices)) if self._config.data.mixup else x
+        is_mixed = is_augmented and self._config.data.mixup > 0
+        return mix_images(x, self._mix_weights(epoch, indices)) if is_mixed else x
 
     def test(self, batch: int) -> Tensor:
         """Return [b, ...], b <= eval_batch_size, in the order of the data."""

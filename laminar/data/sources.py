@@ -197,7 +197,7 @@ def load_image(data: DataConfig, problem: Problem, path: Path) -> Tensor:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Make the paths of data and weights absolute, so that actors and later runs find them."""
+    """Make all paths absolute, so that actors and later runs find them."""
     data, model = config.data, config.model
     if model.weights is not None:
         model = model.model_copy(update={"weights": _absolute(model.weights)})
@@ -206,7 +206,10 @@ def with_absolute_paths(config: Config) -> Config:
         if isinstance(data, ImageFolderConfig) and data.cache_dir is not None:
             changes["cache_dir"] = _absolute(data.cache_dir)
         data = data.model_copy(update=changes)
-    return config.model_copy(update={"data": data, "model": model})
+    stored = config.stored
+    if stored.scratch_dir is not None:
+        stored = stored.model_copy(update={"scratch_dir": _absolute(stored.scratch_dir)})
+    return config.model_copy(update={"data": data, "model": model, "stored": stored})
 
 
 def _synthetic(data: DataConfig) -> SyntheticConfig:

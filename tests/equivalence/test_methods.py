@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from laminar.data import open_inputs, open_labels
-from laminar.one_process import OneProcessEngine
+from laminar.one_process import LedgerEngine, OneProcessEngine
 from laminar.reference import Reference
 from tests.tiny import differing, run_reference, tiny_plan
 
@@ -63,3 +65,144 @@ def test_streamed_methods_are_delayed_gradients(method, pool):
     assert explicit.num_formed > 0
     for name, tensor in explicit.state().items():
         assert torch.allclose(tensor, plain[name], rtol=1e-3, atol=1e-5), name
+
+
+WINDOWED = {"window": 3, "sweeps": 3, "step_size": 0.5}
+"""Two windows an epoch."""
+
+
+def stored_plan(method, num_stages=3, stored=WINDOWED, parallel=None, **changes):
+    """An exact epoch, a stored one, and one of each."""
+    lengths = (("correction", 1.0), ("parallel", 1.5), ("correction", 0.5))
+    return tiny_plan(
+        7,
+        num_stages=num_stages,
+        method=method,
+        stored=stored,
+        parallel={"feed": "stored", **(parallel or {})},
+        epochs=3,
+        phases=[{"phase": phase, "epochs": epochs} for phase, epochs in lengths],
+        **{"correction": {"micro_batches": 2}, "optimizer": {"lr": 0.02}, **changes},
+    )
+
+
+STORED = [
+    stored_plan("augmented_lagrangian"),
+    stored_plan("penalty"),
+    stored_plan("delayed_gradient"),
+    stored_plan("penalty", 1),
+    stored_plan("augmented_lagrangian", 4, {"window": None, "sweeps": 1}),
+    stored_plan("penalty", 2, filters={"pool": 2, "cast": "int8"}, penalty={"ratio": 0.3}),
+    stored_plan("penalty", penalty={"name": "fixed", "rho": 0.05}),
+    stored_plan(
+        "augmented_lagrangian",
+        stored={"sweeps": 2, "inner_steps": 2, "momentum": 0.5, "multiplier_step": 0.5},
+        penalty={"name": "scheduled", "first": 0.01, "last": 0.1},
+    ),
+    stored_plan(
+        "augmented_lagrangian",
+        model={"name": "wrn10_1", "width": 4, "dropout": 0.3},
+        optimizer={"name": "adamw", "clip_norm": 1.0},
+        ema={"decay": 0.9},
+        filters={"pool": 2, "cast": "bf16", "parallel_only": True},
+    ),
+    stored_plan(
+        "penalty",
+        data=tiny_plan().config.data.model_dump() | {"mixup": 0.4, "cutout": 3},
+        parallel={"augmentation": False},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(STORED)))
+def test_stored_engine_equals_reference(number):
+    plan = STORED[number]
+    engine = OneProcessEngine(plan, number)
+    engine.run()
+    state = engine.state()
+    assert differing(run_reference(plan).state(), state) == []
+    assert all(torch.isfinite(t).all() for t in state.values())
+
+
+def test_stored_methods_differ():
+    states = [run_reference(plan).state() for plan in STORED[:3]]
+    for one, other in itertools.combinations(states, 2):
+        assert differing(one, other)
+
+
+def test_files_hold_what_memory_holds(tmp_path):
+    stored = {**WINDOWED, "memory_limit_mb": 0, "scratch_dir": str(tmp_path)}
+    engine = OneProcessEngine(stored_plan("augmented_lagrangian", stored=stored))
+    engine.run()
+    assert differing(run_reference(STORED[0]).state(), engine.state()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stored_run_resumed_equals_an_unbroken_one():
+    """Nothing of a window outlives its epoch."""
+    plan = stored_plan("augmented_lagrangian")
+    first, second = OneProcessEngine(plan), OneProcessEngine(plan, seed=5)
+    for segment in (s for s in plan.segments if s.epoch < 2):
+        first.train(segment)
+    state = first.state()
+    for stage in second.stages:
+        stage.load_state(state)
+    for segment in (s for s in plan.segments if s.epoch == 2):
+        second.train(segment)
+    assert differing(run_reference(plan).state(), second.state()) == []
+
+
+def test_batch_norm_sees_each_visit_once():
+    """An exact epoch of 7 batches, 11 stored ones, 3 exact ones; two micro-batches each."""
+    stored = {"sweeps": 2, "inner_steps": 2}
+    engine = OneProcessEngine(stored_plan("augmented_lagrangian", stored=stored))
+    engine.run()
+    num_parallel = 11
+    expected = 2 * (21 + 2 * num_parallel)
+    assert sum(s.num_batches for s in engine.plan.segments if s.phase == "parallel") == num_parallel
+    counts = {int(t) for n, t in engine.state().items() if n.endswith("num_batches_tracked")}
+    assert counts == {expected}
+    assert engine.plan.parallel_fraction == 2 * num_parallel / (21 + 2 * num_parallel)
+    assert engine.stages[-1].tally.num_samples == 21 * engine.plan.config.batch_size
+
+
+def test_only_samples_of_the_phase_are_varied():
+    plan = STORED[-1]
+    inputs, labels = open_inputs(plan.config), open_labels(plan.config)
+    assert not torch.equal(inputs.train(0, 0), inputs.train(0, 0, False))
+    assert labels.train(0, 0).shape == (8, 4)
+    assert labels.train(0, 0, False).dtype == torch.int64
+    plain = tiny_plan(
+        7,
+        data=plan.config.data.model_dump()
+        | {"mixup": 0.0, "cutout": 0, "crop_padding": 0, "flip": False},
+    )
+    assert torch.equal(inputs.train(0, 0, False), open_inputs(plain.config).train(0, 0))
+
+
+class Probed(LedgerEngine):
+    """Measures the cuts on the fourth micro-batch of each phase, too."""
+
+    def _drive(self, program):
+        for stage in self._measured[:-1]:
+            stage._probed_micro = 3
+        super()._drive(program)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_measuring_a_stored_phase_changes_nothing(number):
+    plan = STORED[number]
+    engine = Probed(plan)
+    violations = []
+    for segment in plan.segments:
+        engine.train(segment)
+        exactness = [applied.exactness() for applied in engine.applied]
+        cuts = [stage.cut for stage in engine._measured[:-1]]
+        if segment.phase == "parallel":
+            violations += [cut.violation for cut in cuts]
+            assert exactness[0].relative_error > 0
+        else:
+            assert all(cut.violation == 0 for cut in cuts)
+            assert all(e.relative_error == 0 for e in exactness)
+    assert all(0 < violation < 2 for violation in violations)
+    assert differing(run_reference(plan).state(), engine.state()) == []

@@ -111,3 +111,38 @@ def test_large_messages_go_through_the_object_store(actors, ray_session):
     ask = actors[0].__ray_call__.remote
     assert "plasma" in ray_session.get(ask(find_mapping, 0, 0, large))
     assert "plasma" not in ray_session.get(ask(find_mapping, 0, 0, small))
+
+
+STORED_CASES = {
+    "augmented_lagrangian": {"window": 3, "sweeps": 3},
+    "penalty": {"sweeps": 2, "memory_limit_mb": 0},
+}
+
+
+@pytest.mark.parametrize("method", STORED_CASES)
+def test_stored_engine_equals_reference(method, actors, ray_session, tmp_path):
+    plan = tiny_plan(
+        8,
+        num_stages=3,
+        method=method,
+        parallel={"feed": "stored"},
+        optimizer={"lr": 0.02},
+        stored={**STORED_CASES[method], "scratch_dir": str(tmp_path)},
+        phases=[{"phase": phase, "epochs": 1} for phase in ("correction", "parallel")],
+    )
+    stages = Stages(actors[:3])
+    stages.setup(plan)
+    for segment in plan.segments:
+        reports = stages.train(segment, is_measured=True, is_kept=True)
+        assert len(stages.measure_exactness(segment)) == 3
+        assert reports[-1].tally.num_samples == segment.num_batches * plan.config.batch_size
+    assert all(report.cut.violation > 0 for report in reports[:-1])
+    assert reports[-1].tally.num_visited == STORED_CASES[method]["sweeps"] * samples_of(plan)
+    state = {}
+    for part in ray_session.get([actor.state.remote() for actor in stages.actors]):
+        state |= part
+    assert differing(run_reference(plan).state(), state) == []
+
+
+def samples_of(plan):
+    return plan.batches_per_epoch * plan.config.batch_size

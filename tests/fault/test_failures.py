@@ -152,9 +152,11 @@ def test_mailbox_is_bounded_and_forgets_old_phases():
     second.start()
     second.join(0.2)
     assert second.is_alive(), "a full mailbox must make the sender wait"
+    assert box.take_now(1, "adjoint", 0) is None
     assert box.take(1, "forward", 0, 1)[0] == 0
     second.join(5)
     assert not second.is_alive()
+    assert box.take_now(1, "forward", 1)[0] == 1
     box.put(1, "adjoint", 0, [np.zeros(1)])
     box.open_phase(2)
     box.put(1, "forward", 2, [np.zeros(1)])

@@ -40,7 +40,9 @@ def test_the_examples_are_those_that_the_pages_name():
 def test_an_example_plans_the_real_data_set(path: Path):
     config = load_config(path)
     plan = make_plan(config, REAL[config.data.name])
-    assert 0.7 < plan.parallel_fraction < 0.95
+    # Stored, each parallel epoch has an exact pass of its own.
+    lowest = 0.4 if config.parallel.feed == "stored" else 0.7
+    assert lowest < plan.parallel_fraction < 0.95
     assert sum(s.num_batches for s in plan.segments) == plan.num_batches
     assert f"laminar train examples/{path.name}" in path.read_text()
 

@@ -126,3 +126,13 @@ def test_a_slow_network_moves_cuts_to_small_maps():
     assert choose_cuts(plan, costs, exchange_seconds(tiny_plan(partition={}))) == (2,)
     small = [0.001] * 5
     assert choose_cuts(plan, small, seconds) == (4,)
+
+
+def test_the_stored_feed_keeps_no_weights_in_flight_but_its_store():
+    streamed = tiny_plan(parallel={"micro_batches": 1})
+    stored = tiny_plan(
+        parallel={"micro_batches": 1, "feed": "stored"}, stored={"memory_limit_mb": 3}
+    )
+    memories = block_memories(streamed)
+    whole = stage_bytes(memories, stored.config, 0, 0, 3)
+    assert 3e6 < whole < 3e6 + stage_bytes(memories, streamed.config, 0, 0, 3)

@@ -64,7 +64,7 @@ def test_what_fails_is_counted_too(now: list[float]):
     clock = Clock()
 
     class Failing:
-        def train(self, epoch: int, batch: int) -> None:
+        def train(self, epoch: int, batch: int, is_augmented: bool) -> None:
             now[0] += 2
             raise OSError
 

@@ -1,0 +1,63 @@
+"""Which settings go with which method and feed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from laminar.config.optimization import SgdConfig
+from laminar.config.stored import BalancedPenalty, StoredConfig
+from laminar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from laminar.config.run import Config
+
+
+_STORED = ("delayed_gradient", "penalty", "augmented_lagrangian")
+
+
+def check_method(config: Config) -> None:
+    """Refuse settings that would change nothing.
+
+    Raises:
+        ConfigError: Of the stored feed where it is streamed, of multipliers or penalties where the
+            method has none, of SGD with another optimiser.
+    """
+    penalty_is_set = config.penalty != BalancedPenalty()
+    if config.parallel.feed == "streamed":
+        for name, is_set in (
+            ("stored", config.stored != StoredConfig()),
+            ("penalty", penalty_is_set),
+        ):
+            if is_set:
+                raise ConfigError(
+                    f"`{name}` must be left out with parallel.feed streamed, where it makes no "
+                    "difference",
+                    got=f"{name} settings",
+                    fix="set parallel.feed to stored, or remove them",
+                )
+        return
+    if config.method not in _STORED:
+        raise ConfigError(
+            "parallel.feed stored must come with a method that has auxiliary variables",
+            got=f"method {config.method}",
+            expected=", ".join(_STORED),
+            fix="change the method, or leave parallel.feed out",
+        )
+    if config.method == "delayed_gradient" and penalty_is_set:
+        raise ConfigError(
+            "`penalty` must be left out with method delayed_gradient, which has none",
+            got="penalty settings",
+            fix="set method to penalty or augmented_lagrangian, or remove them",
+        )
+    if config.method != "augmented_lagrangian" and config.stored.multiplier_step != 1.0:
+        raise ConfigError(
+            "stored.multiplier_step must come with method augmented_lagrangian",
+            got=f"{config.stored.multiplier_step:g}, method {config.method}",
+            fix="leave it out, or change the method",
+        )
+    if config.stored.momentum is not None and not isinstance(config.optimizer, SgdConfig):
+        raise ConfigError(
+            "stored.momentum must come with optimizer sgd",
+            got=f"{config.stored.momentum:g}, optimizer {config.optimizer.name}",
+            fix="leave it out",
+        )

@@ -1,0 +1,72 @@
+"""Whether a run has diverged, from the losses of its epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What was seen in an epoch."""
+
+    loss: float
+    """The loss that is too high or no number."""
+    limit: float
+    """What it had to stay below; infinite where it only had to be a number."""
+
+    def record(self) -> dict[str, float | None]:
+        """Return both for a line of metrics.jsonl, where what is no number is null."""
+        values = {"loss": self.loss, "limit": self.limit}
+        return {name: v if math.isfinite(v) else None for name, v in values.items()}
+
+    def describe(self, epoch: int) -> str:
+        """Say in one line what happened and what to do.
+
+        Args:
+            epoch: From 1.
+        """
+        wanted = "a number" if math.isinf(self.limit) else f"< {self.limit:.3g}"
+        return (
+            f"the run diverged: loss {self.loss:.3g} in epoch {epoch}, expected {wanted}; lower "
+            "optimizer.lr, with the stored feed stored.step_size, or raise phases.warmup; with "
+            "on_divergence correct such a run goes on in the correction phase"
+        )
+
+
+def find_divergence(
+    line: Mapping[str, Any], before: Sequence[Mapping[str, Any]], num_classes: int | None
+) -> Divergence | None:
+    """Compare an epoch's losses with the lowest that any phase had before.
+
+    With E that loss and log C the loss of guessing among C classes, a parallel phase may not end
+    more than halfway between them; above log C, not over 1.5 E. Losses of other phases, and of test
+    images, must be numbers.
+
+    Args:
+        line: Of metrics.jsonl, with `train_loss` and perhaps `visit_loss` of each phase.
+        before: The lines of the epochs before.
+        num_classes: C; None where the loss is the user's own and says nothing by its size.
+    """
+    lowest = math.inf
+    for phase in (phase for earlier in before for phase in earlier["phases"]):
+        lowest = min(lowest, phase.get("train_loss", math.inf))
+    for phase in line["phases"]:
+        limit = math.inf
+        if phase["phase"] == "parallel" and num_classes is not None:
+            limit = _limit(lowest, math.log(num_classes))
+        for name in ("train_loss", "visit_loss"):
+            loss = phase.get(name, 0.0)
+            if not loss < limit:
+                return Divergence(loss, limit)
+        lowest = min(lowest, phase["train_loss"])
+    for name in ("train_loss", "test_loss"):
+        if not math.isfinite(line[name]):
+            return Divergence(line[name], math.inf)
+    return None
+
+
+def _limit(lowest: float, guessing: float) -> float:
+    return (lowest + guessing) / 2 if lowest < guessing else 1.5 * lowest

@@ -1,0 +1,53 @@
+"""A run that diverges stops with advice, or goes back and trains exactly."""
+
+from __future__ import annotations
+
+import pytest
+import ray.train
+
+from actors import LayerParallelTrainer
+from actors.trainer import TrainingError
+from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
+from laminar.progress import Notice
+from laminar.run_directory import RunDirectory
+from tests.tiny import differing, run_reference, tiny_config, tiny_plan
+
+
+def diverging(on_divergence):
+    """One exact epoch, then two in which a huge penalty makes the first stage's steps explode."""
+    return {
+        "epochs": 3,
+        "num_stages": 2,
+        "method": "penalty",
+        "parallel": {"feed": "stored"},
+        "penalty": {"name": "fixed", "rho": 1e30},
+        "phases": [{"phase": "correction", "epochs": 1}, {"phase": "parallel", "epochs": 2}],
+        "on_divergence": on_divergence,
+    }
+
+
+def fit(folder, settings, **kwargs):
+    run_config = ray.train.RunConfig(storage_path=str(folder), name="run")
+    return LayerParallelTrainer(tiny_config(8, **settings), run_config=run_config, **kwargs).fit()
+
+
+def test_it_stops_with_advice_and_keeps_the_last_checkpoint(ray_session, tmp_path):
+    with pytest.raises(TrainingError, match=r"diverged: loss nan in epoch 2.*lower optimizer\.lr"):
+        fit(tmp_path, diverging("stop"))
+    assert [p.name for p in list_checkpoints(tmp_path / "run/checkpoints")] == ["epoch_0001"]
+    assert len(RunDirectory(tmp_path / "run").read_metrics()) == 1
+
+
+def test_it_goes_back_and_trains_exactly(ray_session, tmp_path):
+    settings, events = diverging("correct"), []
+    fit(tmp_path, settings, callback=events.append)
+    run = RunDirectory(tmp_path / "run")
+    (notice,) = [event.message for event in events if isinstance(event, Notice)]
+    assert "diverged in epoch 2 (loss no number)" in notice
+    assert [[p["phase"] for p in m["phases"]] for m in run.read_metrics()] == [["correction"]] * 3
+    assert "diverged" in run.read_metrics()[1]
+    exact = tiny_plan(8, **settings | {"phases": [{"phase": "correction", "epochs": 3}]})
+    newest = read_manifest(list_checkpoints(run.checkpoints)[-1])
+    assert differing(run_reference(exact).state(), load_tensors(newest)) == []
+    assert newest.plan.segments == exact.segments
+    assert LayerParallelTrainer.resume(run.path).fit().metrics == run.read_metrics()[-1]

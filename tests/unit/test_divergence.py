@@ -1,0 +1,74 @@
+"""What counts as a divergence, and the plan that corrects it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from laminar.divergence import Divergence, find_divergence
+from tests.tiny import tiny_plan
+
+
+def line(*phases, test_loss=1.0, **more):
+    entries = [
+        {"phase": phase, "num_batches": 1, "train_loss": loss, **more} for phase, loss in phases
+    ]
+    return {"phases": entries, "train_loss": phases[-1][1], "test_loss": test_loss}
+
+
+GUESSING = math.log(10)
+BEFORE = [line(("correction", 2.0)), line(("parallel", 1.3))]
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (line(("parallel", 1.5)), BEFORE, None),
+        (line(("parallel", 1.79)), BEFORE, None),
+        (line(("parallel", 2.3)), BEFORE, (1.3 + GUESSING) / 2),
+        # Never learned: up to 1.5 times the loss of guessing, or of what was there.
+        (line(("parallel", 2.3)), [], None),
+        (line(("correction", 2.4), ("parallel", 3.5)), [], None),
+        (line(("correction", 2.4), ("parallel", 3.7)), [], 3.6),
+        # A phase of the same epoch is held against as well.
+        (line(("correction", 1.0), ("parallel", 2.0)), [], (1.0 + GUESSING) / 2),
+        # Augmented images after plain ones may have a higher loss, and test images always.
+        (line(("correction", 2.2), test_loss=9.0), BEFORE, None),
+        (line(("parallel", 1.2), visit_loss=2.3), BEFORE, (1.3 + GUESSING) / 2),
+        (line(("parallel", 1.2), visit_loss=0.4), BEFORE, None),
+        (line(("parallel", math.nan)), BEFORE, (1.3 + GUESSING) / 2),
+        (line(("parallel", 1.0), test_loss=math.inf), BEFORE, math.inf),
+        (line(("correction", math.nan)), [], math.inf),
+    ],
+)
+def test_a_divergence_is_found(now, before, expected):
+    found = find_divergence(now, before, 10)
+    assert (None if found is None else found.limit) == (expected and pytest.approx(expected))
+
+
+def test_an_own_loss_must_be_a_number_only():
+    assert find_divergence(line(("parallel", -5.0)), [line(("parallel", -20.0))], None) is None
+    assert find_divergence(line(("parallel", math.nan)), [], None).limit == math.inf
+
+
+def test_it_says_what_to_do_and_can_be_written():
+    found = Divergence(math.nan, math.inf)
+    assert "loss nan in epoch 3, expected a number; lower optimizer.lr" in found.describe(3)
+    assert json.loads(json.dumps(found.record(), allow_nan=False)) == {"loss": None, "limit": None}
+    assert "expected < 1.8;" in Divergence(2.3, 1.8).describe(1)
+
+
+def test_a_corrected_plan_is_exact_from_an_epoch_on():
+    lengths = (("correction", 0.5), ("parallel", 1.75), ("correction", 0.25), ("parallel", 0.5))
+    plan = tiny_plan(
+        16, epochs=3, phases=[{"phase": phase, "epochs": epochs} for phase, epochs in lengths]
+    )
+    corrected = plan.corrected_from(1)
+    assert [(s.phase, s.epoch, s.num_batches) for s in corrected.segments] == [
+        ("correction", 0, 8), ("parallel", 0, 8), ("correction", 1, 16), ("correction", 2, 16),
+    ]  # fmt: skip
+    assert tiny_plan(16, epochs=3, phases=corrected.config.phases).segments == corrected.segments
+    assert corrected.corrected_from(1) == corrected
+    assert plan.corrected_from(3) == plan
