@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from laminar import __version__
-from service.api import jobs, problems, run
+from service.api import configs, jobs, page, problems, run, timelines
 from service.api.auth import Tokens
 from service.api.context import ApiSettings, Context, Reader, Service
 from service.api.guard import Guard, RateLimiter
@@ -80,6 +80,9 @@ def create_app(
     problems.install(app)
     app.include_router(jobs.router)
     app.include_router(run.router)
+    app.include_router(timelines.router)
+    app.include_router(configs.router)
+    page.install(app)
     _add_probes(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(TimedRequests, telemetry=telemetry)

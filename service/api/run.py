@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import quote
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, HTTPException, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -13,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from service.api.context import Context, ExistingJob, Service
 from service.api.files import chunks, list_artifacts, list_checkpoints, open_artifact
 from service.api.problems import responses
-from service.api.streams import Follower, read_metrics, tail_log
+from service.api.streams import Follower, first_line_within, read_metrics, tail_log
 from service.jobs.models import Artifact, Checkpoint
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", responses=responses(400, 401, 403, 404, 422, 429))
@@ -60,9 +61,15 @@ async def follow_logs(
     spec: ExistingJob,
     service: Service,
     start: Annotated[int, Query(ge=0, le=2**62, description="Byte to begin at.")] = 0,
+    most: Annotated[
+        int | None, Query(ge=1, le=2**62, description="Begin at most so many bytes from the end.")
+    ] = None,
     last: LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """Follow the log: `log` events of whole lines, and `end` when the job has ended."""
+    if last is None and most is not None:
+        begin = await to_thread.run_sync(first_line_within, service.store, spec.id, most)
+        start = max(start, begin)
     async for event in _follower(service, spec.id).logs(start if last is None else last):
         yield event
 

@@ -30,6 +30,16 @@ def tail_log(store: JobStore, job_id: str, num_lines: int) -> str:
     return "".join(lines[-num_lines:])
 
 
+def first_line_within(store: JobStore, job_id: str, num_bytes: int) -> int:
+    """Return where the first whole line within the last bytes of a job's log begins."""
+    name = f"{job_id}/{LOG}"
+    start = (store.storage.size(name) or 0) - num_bytes
+    if start <= 0:
+        return 0
+    content = store.storage.read_from(name, start - 1, _CHUNK_BYTES) or b""
+    return start + content.find(b"\n")  # a line longer than all that is shown from `start` - 1 on
+
+
 def read_metrics(store: JobStore, job_id: str) -> list[dict[str, Any]]:
     """Return a line for each finished epoch."""
     return parse_lines(store.storage.read(f"{job_id}/{METRICS}") or b"")
