@@ -42,7 +42,8 @@ class JobForm {
     h("section", { class: "panel" }, h("h2", {}, "Job"), this.job),
     this.sections);
     const textPanel = this.makeText();
-    this.tabs = tabs("How to write the configuration", [["Form", this.form], ["YAML or JSON", textPanel]]);
+    const entries = [["Form", this.form], ["YAML or JSON", textPanel]];
+    this.tabs = tabs("How to write the configuration", entries, () => this.showMessage());
     this.form.id = "job-form";
     this.button.setAttribute("form", this.form.id);
     this.element = h("div", {},
@@ -115,16 +116,22 @@ class JobForm {
   }
 
   clear() {
-    this.message.hidden = true;
+    setText(this.message, "");
+    this.showMessage();
     this.jobFields.clearErrors();
     this.fields.clearErrors();
+  }
+
+  /** What is wrong is said of the form, so where the form is. */
+  showMessage() {
+    this.message.hidden = this.form.hidden || this.message.textContent === "";
   }
 
   /** Show a problem at the field that it is about, which is returned, and beside the button. */
   show(problem) {
     this.clear();
     setText(this.message, problem.message);
-    this.message.hidden = false;
+    this.showMessage();
     for (const fields of [this.fields, this.jobFields]) {
       const path = fieldOf(problem.rule ?? problem.message, (name) => fields.byPath.has(name));
       if (problem.status === 422 && path) return fields.showError(path, problem.message);
@@ -206,7 +213,7 @@ function section(key, schema, field, isPlain) {
 }
 
 /** Tabs as the ARIA practices have them: arrows move between them, one panel is shown. */
-function tabs(label, entries) {
+function tabs(label, entries, onChoose) {
   const buttons = entries.map(([name, panel], index) => {
     panel.setAttribute("role", panel.tagName === "FORM" ? "form" : "tabpanel");
     panel.setAttribute("aria-label", name);
@@ -218,6 +225,7 @@ function tabs(label, entries) {
       buttons[index].setAttribute("aria-selected", String(index === chosen));
       buttons[index].tabIndex = index === chosen ? 0 : -1;
     });
+    onChoose();
     if (focus) buttons[chosen].focus();
   }
   const bar = h("div", { role: "tablist", "aria-label": label, class: "tabs", onkeydown: (event) => {

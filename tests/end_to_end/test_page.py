@@ -12,11 +12,11 @@ from service.client import LaminarClient
 from tests.end_to_end.service_process import ServiceProcess, ray_head
 from tests.tiny import tiny_config
 
-WAIT_MS = 40_000
+WAIT_MS = 90_000  # drivers and stages import torch, on a busy machine slowly
 NUM_EPOCHS = 3000  # more than anybody waits for
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_job_is_submitted_watched_and_stopped_in_the_browser(chromium: Any, tmp_path: Path):
     config = tiny_config(10, epochs=NUM_EPOCHS, num_stages=2)
     text = yaml.safe_dump(config.model_dump(mode="json"))
