@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_LEARNED, _FORGOTTEN, _EXPLODED = 0.75, 0.95, 3.0
+"""Of the loss of guessing. Wide apart, for the loss of a small or noisy run goes up and down."""
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -41,9 +44,10 @@ def find_divergence(
 ) -> Divergence | None:
     """Compare an epoch's losses with the lowest that any phase had before.
 
-    With E that loss and log C the loss of guessing among C classes, a parallel phase may not end
-    more than halfway between them; above log C, not over 1.5 E. Losses of other phases, and of test
-    images, must be numbers.
+    With E that loss and log C the loss of guessing among C classes: where E was below three
+    quarters of log C, a parallel phase that ends at 95% of it has forgotten everything; where the
+    network had hardly learned, one above three times the larger of both has exploded. Losses of
+    other phases, and of test images, must be numbers.
 
     Args:
         line: Of metrics.jsonl, with `train_loss` and perhaps `visit_loss` of each phase.
@@ -69,4 +73,6 @@ def find_divergence(
 
 
 def _limit(lowest: float, guessing: float) -> float:
-    return (lowest + guessing) / 2 if lowest < guessing else 1.5 * lowest
+    if lowest < _LEARNED * guessing:
+        return _FORGOTTEN * guessing
+    return _EXPLODED * max(guessing, lowest if math.isfinite(lowest) else 0.0)

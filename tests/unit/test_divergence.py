@@ -26,19 +26,21 @@ BEFORE = [line(("correction", 2.0)), line(("parallel", 1.3))]
     ("now", "before", "expected"),
     [
         (line(("parallel", 1.5)), BEFORE, None),
-        (line(("parallel", 1.79)), BEFORE, None),
-        (line(("parallel", 2.3)), BEFORE, (1.3 + GUESSING) / 2),
-        # Never learned: up to 1.5 times the loss of guessing, or of what was there.
-        (line(("parallel", 2.3)), [], None),
-        (line(("correction", 2.4), ("parallel", 3.5)), [], None),
-        (line(("correction", 2.4), ("parallel", 3.7)), [], 3.6),
+        (line(("parallel", 2.18)), BEFORE, None),
+        (line(("parallel", 2.3)), BEFORE, 0.95 * GUESSING),
+        # Hardly learned yet: only an explosion counts.
+        (line(("parallel", 2.4)), [], None),
+        (line(("parallel", 7.0)), [], 3 * GUESSING),
+        (line(("correction", 1.8), ("parallel", 2.3)), [], None),
+        (line(("correction", 2.4), ("parallel", 7.0)), [], None),
+        (line(("correction", 2.4), ("parallel", 7.3)), [], 7.2),
         # A phase of the same epoch is held against as well.
-        (line(("correction", 1.0), ("parallel", 2.0)), [], (1.0 + GUESSING) / 2),
+        (line(("correction", 1.0), ("parallel", 2.2)), [], 0.95 * GUESSING),
         # Augmented images after plain ones may have a higher loss, and test images always.
-        (line(("correction", 2.2), test_loss=9.0), BEFORE, None),
-        (line(("parallel", 1.2), visit_loss=2.3), BEFORE, (1.3 + GUESSING) / 2),
+        (line(("correction", 2.4), test_loss=9.0), BEFORE, None),
+        (line(("parallel", 1.2), visit_loss=2.3), BEFORE, 0.95 * GUESSING),
         (line(("parallel", 1.2), visit_loss=0.4), BEFORE, None),
-        (line(("parallel", math.nan)), BEFORE, (1.3 + GUESSING) / 2),
+        (line(("parallel", math.nan)), BEFORE, 0.95 * GUESSING),
         (line(("parallel", 1.0), test_loss=math.inf), BEFORE, math.inf),
         (line(("correction", math.nan)), [], math.inf),
     ],
