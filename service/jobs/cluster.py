@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import threading
 import time
@@ -30,6 +31,7 @@ PACKAGES = ("laminar", "actors", "service", "tuning")
 
 PROBE_MARK = "LAMINAR_VERSIONS "
 _PROBE_S = 120.0
+_ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 
 class ClusterUnreachable(Exception):  # noqa: N818 - a state of the world
@@ -214,10 +216,25 @@ class RayJobs:
                 from service.jobs.ray_client import TimedClient
 
                 try:
-                    self._client = TimedClient(self._address)
+                    with _only(self._address):
+                        self._client = TimedClient(self._address)
                 except RuntimeError as error:
                     raise ConnectionError(_last_line(error)) from error
             return self._client
+
+
+@contextlib.contextmanager
+def _only(address: str) -> Iterator[None]:
+    """Let Ray's client take this address: variables of Ray's would win over its argument."""
+    before = os.environ.get(_ADDRESS_VARIABLE)
+    os.environ[_ADDRESS_VARIABLE] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS_VARIABLE]
+        else:
+            os.environ[_ADDRESS_VARIABLE] = before
 
 
 def _node(resources: dict[str, float]) -> NodeInfo:

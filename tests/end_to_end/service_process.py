@@ -102,7 +102,8 @@ class ServiceProcess:
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
                 self._command,
-                env=ENVIRONMENT,
+                # Ray's own variable names another cluster; --ray-address must win.
+                env={**ENVIRONMENT, "RAY_ADDRESS": "192.0.2.1:6379"},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
