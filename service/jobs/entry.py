@@ -141,7 +141,9 @@ def _train(folder: Path, spec: JobSpec, reporter: Reporter) -> str:
         reporter(event)
 
     # The stages' output comes to this process, and so into the job's log.
+    ours = signal.getsignal(signal.SIGTERM)
     ray.init("auto", log_to_driver=True, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process
     try:
         with display:
             _trainer(folder, spec, run, tell).fit()
@@ -214,7 +216,7 @@ def _interruptible(folder: Path, attempt: int) -> Iterator[None]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupt)
-    arguments = (folder, attempt, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    arguments = (folder, attempt, lambda: os.kill(os.getpid(), signal.SIGINT))
     threading.Thread(target=watch, args=arguments, daemon=True).start()
     try:
         yield
