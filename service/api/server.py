@@ -31,6 +31,7 @@ _log = logging.getLogger("laminar.service")
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 _GOODBYE_S = 5
+_BACKLOG = 512
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,28 @@ def only_service(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    It says that it is of TCP, unlike those of `socket.create_server`: asyncio sends at once,
+    without waiting for acknowledgements, only where it knows that; each answer took 40 ms more.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 @contextmanager
 def _listening(options: ServeOptions) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
-        listener = socket.create_server((options.host, options.port), family=family, backlog=512)
+        listener = listen(options.host, options.port)
     except OSError as error:
         raise ConfigError(
             "--host and --port must be free to listen on",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import uvicorn
 from service.api.app import create_app
 from service.api.auth import Tokens, User
 from service.api.context import ApiSettings
+from service.api.server import listen
 from service.client import LaminarClient
 from tests.service.scripted_cluster import ScriptedCluster, Service
 
@@ -33,7 +33,7 @@ class Served(Service):
         app = create_app(self.manager, tokens=self.tokens, settings=self.api)
         config = uvicorn.Config(app, log_config=None, access_log=False)
         server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        with listen("127.0.0.1", 0) as listener:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
