@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from laminar.plan import Plan
 
 _MEMORY_LIMIT_BYTES = 16 * 10**9
+_IMPORT_S = 600.0
 _TIMEOUT_S = 60.0
 _CACHE_SIZE = 256
 
@@ -56,26 +57,36 @@ class Planner:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
+        try:
+            found = self._work_out(key)
+        except BrokenProcessPool:
+            # Another job may have been what it died of; a second time it is this one.
+            try:
+                found = self._work_out(key)
+            except BrokenProcessPool as error:
+                raise _too_large("its planning was killed") from error
+        with self._lock:
+            self._known[key] = found
+            while len(self._known) > _CACHE_SIZE:
+                self._known.popitem(last=False)
+        return found
+
+    def _work_out(self, key: str) -> Estimate:
+        with self._lock:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(
                     1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
                 )
             pool = self._pool
         try:
-            found = pool.submit(estimate, key).result(_TIMEOUT_S)
-        except (FutureTimeoutError, BrokenProcessPool, MemoryError) as error:
+            pool.submit(_nothing).result(_IMPORT_S)  # imports take their time, on a busy machine
+            return pool.submit(estimate, key).result(_TIMEOUT_S)
+        except BrokenProcessPool:
             self._end(pool)
-            raise ConfigError(
-                "a job must be small enough to be planned",
-                got=f"{type(error).__name__} after {_TIMEOUT_S:g} s and "
-                f"{_MEMORY_LIMIT_BYTES // 10**9} GB at most",
-                fix="choose a smaller network, image or batch_size",
-            ) from error
-        with self._lock:
-            self._known[key] = found
-            while len(self._known) > _CACHE_SIZE:
-                self._known.popitem(last=False)
-        return found
+            raise
+        except (FutureTimeoutError, MemoryError) as error:
+            self._end(pool)
+            raise _too_large(f"{type(error).__name__} after {_TIMEOUT_S:g} s") from error
 
     def warm_up(self) -> None:
         """Let the process import torch before somebody waits for it."""
@@ -95,6 +106,19 @@ class Planner:
         for process in processes:
             process.kill()
             process.join()
+
+
+def _too_large(got: str) -> ConfigError:
+    return ConfigError(
+        "a job must be small enough to be planned",
+        got=got,
+        expected=f"{_TIMEOUT_S:g} s and {_MEMORY_LIMIT_BYTES // 10**9} GB at most",
+        fix="choose a smaller network, image or batch_size",
+    )
+
+
+def _nothing() -> None:
+    """Come back once the process is there."""
 
 
 def _begin() -> None:
