@@ -39,6 +39,8 @@ class Tracker(Protocol):
     key: ClassVar[str]
     """Its key in `tracking`, and the name of the extra that installs it."""
     packages: ClassVar[tuple[str, ...]]
+    is_durable: ClassVar[bool]
+    """Whether what `write` was given is safe when it returns, or only after `close`."""
 
     def open(self, run_id: str | None) -> str:
         """Go on with a run, or begin one; return its identifier, another one if it is new."""
@@ -55,6 +57,7 @@ class MlflowTracker:
 
     key: ClassVar[str] = "mlflow"
     packages: ClassVar[tuple[str, ...]] = ("mlflow", "sqlalchemy", "alembic")
+    is_durable: ClassVar[bool] = True
 
     def __init__(self, config: Config, run: RunDirectory) -> None:
         self._config, self._run = config, run
@@ -135,6 +138,7 @@ class WandbTracker:
 
     key: ClassVar[str] = "wandb"
     packages: ClassVar[tuple[str, ...]] = ("wandb",)
+    is_durable: ClassVar[bool] = False  # it writes 32 KiB at a time
 
     def __init__(self, config: Config, run: RunDirectory) -> None:
         self._config, self._run = config, run

@@ -68,6 +68,7 @@ class Tracking:
         for tracker in self._trackers:
             told = self._told.setdefault(tracker.key, Told())
             told.num_epochs = min(told.num_epochs, num_epochs)
+        self._safe = {key: one.num_epochs for key, one in self._told.items()}
         self._num_epochs = num_epochs
 
     def __enter__(self) -> Tracking:
@@ -124,7 +125,8 @@ class Tracking:
                     if epoch in known:
                         tracker.write(epoch, known[epoch])
                     told.num_epochs = epoch
-            if missing:
+            if missing and tracker.is_durable:
+                self._safe[key] = told.num_epochs
                 self._remember()
             self._failing.discard(key)
         except Exception as error:  # whatever a tracker may raise, training is worth more
@@ -135,6 +137,7 @@ class Tracking:
         self._open.add(tracker.key)
         if run_id != told.run_id:
             told.run_id, told.num_epochs = run_id, 0
+            self._safe[tracker.key] = 0
             self._remember()
 
     def _refuse_or_warn(self, key: str, error: Exception) -> None:
@@ -157,7 +160,10 @@ class Tracking:
         }
 
     def _remember(self) -> None:
-        told = {key: one.model_dump() for key, one in self._told.items()}
+        told = {
+            key: {"run_id": one.run_id, "num_epochs": self._safe[key]}
+            for key, one in self._told.items()
+        }
         self._run.write_tracking(json.dumps(told) + "\n")
 
     def _close(self, outcome: Outcome) -> None:
@@ -166,6 +172,8 @@ class Tracking:
                 try:
                     with _their_warnings():
                         tracker.close(outcome)
+                    self._safe[tracker.key] = self._told[tracker.key].num_epochs
+                    self._remember()
                 except Exception as error:
                     text = _described(error)
                     self._warn(f"{tracker.key} does not know that the run has {outcome}: {text}")

@@ -231,17 +231,28 @@ def wandb_records(path: Path) -> list[Any]:
 
     content, at, records, parts = path.read_bytes(), 7, [], b""
     assert content[:4] == b":W&B"
-    while at < len(content):
+    while at + 7 <= len(content):
         if (left := 32768 - at % 32768) < 7:
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, at)
+        if at + 7 + length > len(content):
+            break  # not all of it is written yet
         parts += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
             records.append(wandb_internal_pb2.Record.FromString(parts))
             parts = b""
     return records
+
+
+def flushed(path: Path, num_rows: int) -> list[dict[str, Any]]:
+    """Return the rows of a file that has been ended, which its writer completes a moment later."""
+    deadline = time.monotonic() + 30
+    while len(rows := wandb_history(path)) < num_rows:
+        assert time.monotonic() < deadline, rows
+        time.sleep(0.05)
+    return rows
 
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:
@@ -265,7 +276,7 @@ def test_wandb_writes_files_of_one_run_and_nothing_else(
     run_id = run.told()["wandb"]["run_id"]
     files = sorted(run.directory.path.glob(f"wandb/offline-run-*-{run_id}*/run-{run_id}.wandb"))
     assert len(files) == 2
-    rows = [row for file in files for row in wandb_history(file)]
+    rows = flushed(files[0], 1) + flushed(files[1], 2)
     assert [row["_step"] for row in rows] == [row["epoch"] for row in rows] == [1, 2, 3]
     for row in rows:
         wanted = epoch_scalars(line(row["epoch"]), timeline(row["epoch"]))
@@ -286,6 +297,7 @@ config = Config.model_validate({"tracking": {"wandb": {}}})
 run = RunDirectory(Path(sys.argv[1]))
 run.create(config)
 tracking = Tracking(config, run, num_epochs=0, is_new=True, warn=print).__enter__()
+tracking.write(1, {"loss/test": 0.5})
 print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
 os._exit(0)
 """
@@ -306,6 +318,9 @@ def test_nothing_of_wandb_outlives_a_driver_that_dies(tmp_path: Path, repository
     while any(psutil.pid_exists(pid) for pid in pids):
         assert time.monotonic() < deadline, "wandb-core lives on"
         time.sleep(0.1)
+    # What it was told is lost with it, and so told again.
+    told = json.loads((tmp_path / "run/tracking.json").read_text())["wandb"]
+    assert told["num_epochs"] == 0
 
 
 @pytest.mark.parametrize("key", ["mlflow", "wandb"])
