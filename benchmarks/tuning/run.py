@@ -28,7 +28,13 @@ from tuning.search import run_search
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-NAMES = ("winner", "defaults")
+CONTENDERS: dict[str, tuple[str, ...]] = {
+    "winner": (),
+    "defaults": ("optimizer", "parallel"),
+    "winner-sgd": ("parallel",),
+    "winner-parallel": ("optimizer",),
+}
+"""Which sections of the winner are put back to their defaults: what did it win by?"""
 
 
 def winner(search: Search) -> Trial:
@@ -45,15 +51,10 @@ def record_search(search: Search, report: Path) -> None:
 
 
 def train(search: Search, name: str, seed: int) -> list[dict[str, Any]]:
-    """Train the winner, or the defaults where the search varied something."""
-    params = winner(search).params
-    config = search.configs(params)[0]
-    if name == "defaults":
-        changes = {
-            section: type(getattr(config, section))() for section in ("optimizer", "parallel")
-        }
-        config = config.model_copy(update=changes)
-    return train_in_one_process(config.model_copy(update={"seed": seed}))
+    """Train the winner, with some of its sections put back to their defaults."""
+    config = search.configs(winner(search).params)[0]
+    changes = {section: type(getattr(config, section))() for section in CONTENDERS[name]}
+    return train_in_one_process(config.model_copy(update={**changes, "seed": seed}))
 
 
 def write_table(search: Search) -> None:
@@ -69,11 +70,13 @@ def write_table(search: Search) -> None:
             f"| {trial.number} | {len(trial.epochs)} | {accuracy} | " + " | ".join(values) + " |"
         )
     rows += ["", "| seeds not searched on | test accuracy, mean +- std | each |", "|---|---|---|"]
-    for name in NAMES:
+    for name in CONTENDERS:
         finals = [
             json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
             for path in sorted(RESULTS.glob(f"{name}-seed*.jsonl"))
         ]
+        if not finals:
+            continue
         spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
         each = " ".join(f"{a:.4f}" for a in finals)
         rows.append(f"| {name} | **{statistics.mean(finals):.4f}**{spread} | {each} |")
@@ -107,7 +110,7 @@ def main() -> None:
     missing = [
         (name, seed)
         for seed in args.seeds
-        for name in NAMES
+        for name in CONTENDERS
         if not (RESULTS / f"{name}-seed{seed}.jsonl").exists()
     ]
     with ThreadPoolExecutor(2) as pool:
