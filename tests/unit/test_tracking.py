@@ -309,7 +309,7 @@ def test_nothing_of_wandb_outlives_a_driver_that_dies(tmp_path: Path, repository
         cwd=repository,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
     pids = [int(pid) for pid in done.stdout.split()]
