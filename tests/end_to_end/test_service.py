@@ -23,7 +23,7 @@ NUM_EPOCHS = 40
 CONFIG = tiny_config(
     20, epochs=NUM_EPOCHS, resources={"cpus_per_stage": 0.5, "message_timeout_s": 60}
 )
-TIMEOUT_S = 150.0
+TIMEOUT_S = 240.0
 
 
 def wait(client: LaminarClient, job_id: str, condition: Callable[[Job], bool]) -> Job:
@@ -36,7 +36,7 @@ def wait(client: LaminarClient, job_id: str, condition: Callable[[Job], bool]) -
     return job
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_job_is_stopped_resumed_outlives_the_service_and_comes_out_as_if_nothing_was(
     tmp_path: Path,
 ):
