@@ -19,7 +19,7 @@ from service.jobs.versions import versions_here
 from tests.end_to_end.service_process import ServiceProcess, ray_head
 from tests.tiny import differing, run_reference, tiny_config
 
-NUM_EPOCHS = 40
+NUM_EPOCHS = 60
 CONFIG = tiny_config(
     20, epochs=NUM_EPOCHS, resources={"cpus_per_stage": 0.5, "message_timeout_s": 60}
 )
@@ -55,6 +55,7 @@ def test_a_job_is_stopped_resumed_outlives_the_service_and_comes_out_as_if_nothi
             assert client.job(large.id).reason == "needs 4 GPUs, the cluster has 0"
             assert client.cluster().versions == versions_here()
 
+            wait(client, job.id, lambda j: j.state == "running")
             client.stop(job.id)
             stopped = wait(client, job.id, lambda j: j.state == "stopped")
             _, _, kept = stopped.reason.partition("last checkpoint: epoch_")
