@@ -6,6 +6,7 @@ import fcntl
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -110,6 +111,8 @@ def serve(options: ServeOptions) -> None:
             proxy_headers=False,  # a rate limit by a header that anybody can write is none
             timeout_graceful_shutdown=_GOODBYE_S,
         )
+        # When it has said goodbye uvicorn raises the signal again, which must not end us here.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
         try:
             _Server(config, app.state.context).run(sockets=[listener])
         finally:
