@@ -39,9 +39,9 @@ def test_a_job_is_submitted_watched_and_stopped_in_the_browser(chromium: Any, tm
         page.locator(".badge", has_text="running").wait_for()
         loss = page.get_by_role("img", name="Loss, after epoch").locator(".scatterlayer .trace")
         points = loss.first.locator(".point")
-        points.nth(0).wait_for()
+        points.nth(0).wait_for(state="attached")
         seen = points.count()
-        points.nth(seen + 1).wait_for()  # and it grows
+        points.nth(seen + 1).wait_for(state="attached")  # and it grows
         page.get_by_role("img", name="Timeline of 2 stages").wait_for()
         page.get_by_role("log").get_by_text("epoch 1/").wait_for()
 

@@ -30,7 +30,7 @@ def page(chromium: Any) -> Iterator[Any]:
     """A page of its own whose script must not fail."""
     context = chromium.new_context(viewport={"width": 1200, "height": 900})
     opened = context.new_page()
-    opened.set_default_timeout(10_000)
+    opened.set_default_timeout(30_000)  # a busy machine is no failure
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
     yield opened
