@@ -9,9 +9,10 @@ ARGS ?=
 train: install
 	$(BIN)/laminar train $(ARGS)
 
-# Tests with Ray mostly wait for processes to start, so three parts run at once.
+# Two of three parts run at once: those with Ray mostly wait for processes to start, but three at
+# once get into each other's way on two cores.
 test: install
-	@$(MAKE) --no-print-directory --jobs 3 test-shell test-ray test-rest
+	@$(MAKE) --no-print-directory --jobs 2 test-shell test-ray test-rest
 
 test-shell: install
 	$(BIN)/python -m pytest -m shell $(ARGS)

@@ -41,7 +41,7 @@ CASES = {
     ),
     "cifar10-serial": Case("cifar10", "CIFAR-10, ResNet-8, serial", trainer="serial"),
 }
-for _name, _title, _epochs in (("resnet20", "ResNet-20", 6), ("wrn16_2", "WRN-16-2", 3)):
+for _name, _title, _epochs in (("resnet20", "ResNet-20", 6), ("wrn16_2", "WRN-16-2", 2)):
     _base = (f"model.name={_name}", f"epochs={_epochs}")
     _where = f"CIFAR-10 (10,000 images), {_title}"
     CASES[f"{_name}-serial"] = Case("cifar10_10k", f"{_where}, serial", _base, trainer="serial")
