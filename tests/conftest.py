@@ -18,7 +18,7 @@ _SHELL = ("test_cli", "test_docs", "test_page", "test_service")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what mostly waits for processes to start: `make test` runs two of three parts at once."""
+    """Mark what mostly waits for processes to start: `make test` runs two parts at once."""
     starts_ray = {"end_to_end", "fault"} & set(item.path.parts)
     if item.path.stem in _SHELL and "end_to_end" in item.path.parts:
         item.add_marker("shell")
