@@ -9,12 +9,15 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from playwright.sync_api import expect
 
 from laminar.config import Config
 from service.jobs.models import JobRequest
 from service.jobs.store import LOG
 from tests.service.conftest import Serve, Served
 from tests.unit.test_report import metrics_line, timeline_line
+
+expect.set_options(timeout=30_000)  # a busy machine is no failure
 
 HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
 LEDGER = {"stages": [{"cosine": 0.9, "relative_error": 0.1}] * 2, "cosine": 0.9}
@@ -158,9 +161,9 @@ def test_a_pasted_file_fills_the_form_or_says_what_is_wrong(served: Served, page
     page.get_by_text("must be a valid boolean").wait_for()
     text.fill('{"epochs": 3, "schedule": {"name": "step", "milestones": [1, 2]}}')
     page.get_by_role("button", name="Fill in the form").click()
-    assert page.get_by_label("Epochs", exact=True).input_value() == "3"
+    expect(page.get_by_label("Epochs", exact=True)).to_have_value("3")
     schedule = opened(page, "Schedule")
-    assert schedule.get_by_label("Milestones").input_value() == "1, 2"
+    expect(schedule.get_by_label("Milestones")).to_have_value("1, 2")
     page.get_by_role("button", name="Submit job").click()
     page.get_by_role("button", name="Stop").wait_for()
     config = submitted(served).config
@@ -206,8 +209,8 @@ def test_a_job_is_watched_stopped_resumed_and_deleted(served: Served, page: Any)
         figure = page.get_by_role("figure").filter(has=page.get_by_role("heading", name=title))
         figure.locator("svg.main-svg").first.wait_for()
     loss = page.get_by_role("img", name="Loss, after epoch 2").locator(".scatterlayer .trace")
-    assert loss.count() == 3  # training, test, and the epoch under way
-    assert loss.first.locator(".point").count() == 2
+    expect(loss).to_have_count(3)  # training, test, and the epoch under way
+    expect(loss.first.locator(".point")).to_have_count(2)
     write_run(served, job_id, 3)
     with (served.folder / job_id / LOG).open("a") as log:
         log.write("more\n")
