@@ -14,7 +14,7 @@ from pathlib import Path
 
 Process = subprocess.Popen[str]
 
-TIMEOUT_S = 200
+TIMEOUT_S = 110
 LAMINAR = str(Path(sys.executable).with_name("laminar"))
 
 
