@@ -3,7 +3,7 @@
     python -m benchmarks.tuning.run --cifar10 FOLDER [--seeds 1 2 3]
 
 Searches `search.yaml` with seed 0 unless `trials.jsonl` is there, then trains winner and defaults
-on each seed, skipping what is done, and writes `table.md`.
+on each seed, as searched and elsewhere, skipping what is done, and writes `table.md`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.one_process import train_in_one_process
+from benchmarks.serial import train_serial
+from laminar.config import Config
 from tuning.config import Search, load_search
 from tuning.ledger import LEDGER_FILE, SEARCH_FILE, Ledger, Trial, best_trials
 from tuning.report import write_report
@@ -33,8 +35,18 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     "defaults": ("optimizer", "parallel"),
     "winner-sgd": ("parallel",),
     "winner-parallel": ("optimizer",),
+    "serial-sgd": ("parallel",),
+    "serial": ("optimizer", "parallel"),
 }
-"""Which sections of the winner are put back to their defaults: what did it win by?"""
+"""Which sections of the winner are put back to their defaults: what did it win by? Serial training
+has no parallel phase, and shows what a step size is worth without it."""
+
+SETTINGS = {
+    "": "10 passes, as searched",
+    "passes20-": "20 passes",
+    "digits-": "digits, ResNet-20, what `make train` trains",
+}
+"""Where winner and defaults are compared, by the first word of the results."""
 
 
 def winner(search: Search) -> Trial:
@@ -50,11 +62,16 @@ def record_search(search: Search, report: Path) -> None:
         shutil.copy(write_report(result.path), report)
 
 
-def train(search: Search, name: str, seed: int) -> list[dict[str, Any]]:
-    """Train the winner, with some of its sections put back to their defaults."""
+def train(search: Search, setting: str, name: str, seed: int) -> list[dict[str, Any]]:
+    """Train the winner somewhere, with some of its sections put back to their defaults."""
     config = search.configs(winner(search).params)[0]
+    if setting == "digits-":
+        config = Config(optimizer=config.optimizer, parallel=config.parallel)
     changes = {section: type(getattr(config, section))() for section in CONTENDERS[name]}
-    return train_in_one_process(config.model_copy(update={**changes, "seed": seed}))
+    if setting == "passes20-":
+        changes["epochs"] = 20
+    config = config.model_copy(update={**changes, "seed": seed})
+    return train_serial(config, 1) if name.startswith("serial") else train_in_one_process(config)
 
 
 def write_table(search: Search) -> None:
@@ -69,18 +86,24 @@ def write_table(search: Search) -> None:
         rows.append(
             f"| {trial.number} | {len(trial.epochs)} | {accuracy} | " + " | ".join(values) + " |"
         )
-    rows += ["", "| seeds not searched on | test accuracy, mean +- std | each |", "|---|---|---|"]
+    for setting, label in SETTINGS.items():
+        rows += ["", f"| {label}: seeds not searched on | test accuracy, mean +- std | each |"]
+        rows += ["|---|---|---|", *_rows(setting)]
+    (HERE / "table.md").write_text("\n".join(rows) + "\n")
+
+
+def _rows(setting: str) -> list[str]:
+    rows = []
     for name in CONTENDERS:
         finals = [
             json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
-            for path in sorted(RESULTS.glob(f"{name}-seed*.jsonl"))
+            for path in sorted(RESULTS.glob(f"{setting}{name}-seed*.jsonl"))
         ]
-        if not finals:
-            continue
-        spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
-        each = " ".join(f"{a:.4f}" for a in finals)
-        rows.append(f"| {name} | **{statistics.mean(finals):.4f}**{spread} | {each} |")
-    (HERE / "table.md").write_text("\n".join(rows) + "\n")
+        if finals:
+            spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
+            each = " ".join(f"{a:.4f}" for a in finals)
+            rows.append(f"| {name} | **{statistics.mean(finals):.4f}**{spread} | {each} |")
+    return rows
 
 
 def main() -> None:
@@ -89,29 +112,30 @@ def main() -> None:
     parser.add_argument("--cifar10", default="data/cifar10")
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--report", default="search_report.html", help="where its report goes")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     search = load_search(HERE / SEARCH_FILE, [f"data.root={args.cifar10}"])
     if args.one:
-        name, seed = args.one[0], int(args.one[1])
-        lines = train(search, name, seed)
-        path = RESULTS / f"{name}-seed{seed}.jsonl"
+        setting, name, seed = args.one
+        lines = train(search, setting, name, int(seed))
+        path = RESULTS / f"{setting}{name}-seed{seed}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return
     RESULTS.mkdir(exist_ok=True)
     if not (HERE / LEDGER_FILE).exists():
         record_search(search, Path(args.report))
 
-    def run_apart(case: tuple[str, int]) -> None:
+    def run_apart(case: tuple[str, str, str]) -> None:
         command = [sys.executable, "-m", "benchmarks.tuning.run", "--cifar10", args.cifar10]
-        command += ["--one", case[0], str(case[1])]
+        command += ["--one", *case]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     missing = [
-        (name, seed)
+        (setting, name, str(seed))
+        for setting in SETTINGS
         for seed in args.seeds
         for name in CONTENDERS
-        if not (RESULTS / f"{name}-seed{seed}.jsonl").exists()
+        if not (RESULTS / f"{setting}{name}-seed{seed}.jsonl").exists()
     ]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run_apart, missing))

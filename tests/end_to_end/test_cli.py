@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from laminar.run_directory import RunDirectory
 from tests.end_to_end.shell import Ended, Process, living, run, wait_until
 from tests.tiny import differing, tiny_config
 
-NUM_EPOCHS = 12
-CONFIG = tiny_config(40, epochs=NUM_EPOCHS, resources={})
+NUM_EPOCHS, NUM_BATCHES = 12, 24
+CONFIG = tiny_config(NUM_BATCHES, epochs=NUM_EPOCHS, resources={})
 
 
 def newest(path: Path) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def test_metrics_have_a_line_for_each_epoch(one: RunDirectory):
     assert 0 <= lines[-1]["test_accuracy"] <= 1
     assert lines[-1]["parallel_fraction"] >= 0.85
     for line in lines:
-        assert sum(p["num_batches"] for p in line["phases"]) == line["num_batches"] == 40
+        assert sum(p["num_batches"] for p in line["phases"]) == line["num_batches"] == NUM_BATCHES
         assert line["cuts"][0]["boundary"] == 2
         assert line["cuts"][0]["inline_bytes"] > 0
 
@@ -196,7 +197,7 @@ def test_evaluate_takes_a_checkpoint_and_a_split(one: RunDirectory, laminar: Cal
     code, out, _ = laminar("evaluate", one.path, "--checkpoint", name, "--split", "train")
     assert code == 0
     found = json.loads(out)
-    assert (found["checkpoint"], found["num_samples"]) == (name, 40 * 8 + 1)
+    assert (found["checkpoint"], found["num_samples"]) == (name, NUM_BATCHES * 8 + 1)
 
 
 # -- resume ----------------------------------------------------------------------------------
@@ -231,14 +232,23 @@ def interrupted(folder: Path) -> tuple[Ended, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def terminated(interrupted: Any, folder: Path) -> tuple[Ended, list[str]]:
-    """The same, resumed and stopped by SIGTERM."""
-    done = stopped_after_a_checkpoint(["resume", "runs/two"], folder, Process.terminate)
+def address(ray_session: Any) -> str:
+    found: str = ray_session.get_runtime_context().gcs_address
+    return found
+
+
+@pytest.fixture(scope="module")
+def terminated(interrupted: Any, address: str, folder: Path) -> tuple[Ended, list[str]]:
+    """The same, resumed in a running cluster and stopped by SIGTERM."""
+    resume = ["resume", "runs/two", "--address", address]
+    done = stopped_after_a_checkpoint(resume, folder, Process.terminate)
     return done, [p.name for p in list_checkpoints(folder / "runs" / "two" / "checkpoints")]
 
 
 @pytest.mark.parametrize("how", ["interrupted", "terminated"])
-def test_a_signal_ends_a_run_cleanly(how: str, folder: Path, request: pytest.FixtureRequest):
+def test_a_signal_ends_a_run_cleanly(
+    how: str, folder: Path, ray_session: Any, request: pytest.FixtureRequest
+):
     done, checkpoints = request.getfixturevalue(how)
     two = folder / "runs" / "two"
     assert done.code == 130, done.err
@@ -250,6 +260,8 @@ def test_a_signal_ends_a_run_cleanly(how: str, folder: Path, request: pytest.Fix
     assert not [line for line in done.err.splitlines() if not line.startswith("epoch ")]
     assert done.survivors == []
     assert (two / "plot.png").is_file()
+    # The second was in the Ray of this process, which must be left running.
+    assert ray_session.get(ray_session.remote(num_cpus=0)(lambda: 1).remote()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -336,35 +348,20 @@ def test_a_failure_of_the_engine_is_one_line_and_exit_code_1(
     assert len(err.splitlines()) == 1
     assert err.startswith("error: training failed: ")
     assert "message_timeout_s" in err
+    (path,) = tmp_path.iterdir()  # without --name the run is named by the time
+    assert datetime.strptime(path.name, "%Y%m%d-%H%M%S")
 
 
-@pytest.fixture(scope="module")
-def address(ray_session: Any) -> str:
-    found: str = ray_session.get_runtime_context().gcs_address
-    return found
-
-
-def test_a_running_cluster_is_used_and_left_running(
-    address: str, ray_session: Any, one: RunDirectory, folder: Path
+def test_a_folder_that_the_cluster_lacks_is_one_line(
+    address: str, tmp_path: Path, laminar: Callable[..., Any]
 ):
-    done = run(
-        *("train", "tiny.yaml", "--address", address, "--storage-path", "elsewhere"), cwd=folder
-    )
-    assert done.code == 0, done.err
-    (path,) = (folder / "elsewhere").iterdir()  # without --name the run is named by the time
-    assert f"run directory {path}" in done.out
-    assert comparable(path) == comparable(one.path)
-    assert done.survivors == []
-    assert ray_session.get(ray_session.remote(num_cpus=0)(lambda: 1).remote()) == 1
-
-
-def test_a_folder_that_the_cluster_lacks_is_one_line(address: str, folder: Path):
     data = ("--set", "data={name: image_folder, root: nowhere}")
-    done = run("train", *data, "--address", address, "--name", "four", cwd=folder)
-    assert (done.code, done.out) == (2, "")
-    assert len(done.err.splitlines()) == 1
-    assert done.err.startswith("error: data.root must hold a folder `train` (got no folder")
-    assert not (folder / "runs" / "four").exists()
+    where = ("--address", address, "--storage-path", tmp_path, "--name", "four")
+    code, out, err = laminar("train", *data, *where)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: data.root must hold a folder `train` (got no folder")
+    assert not (tmp_path / "four").exists()
 
 
 def test_an_address_where_no_ray_listens_is_one_line(folder: Path):
