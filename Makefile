@@ -4,24 +4,28 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-shell test-ray test-rest lint install clean
+.PHONY: train test test-commands test-ray test-engine test-rest lint install clean
 
 train: install
 	$(BIN)/laminar train $(ARGS)
 
-# Two of three parts run at once: those with Ray mostly wait for processes to start, but three at
-# once get into each other's way on two cores.
+# Two of four parts run at once, the long ones first: three at once get into each other's way on
+# two cores.
 test: install
-	@$(MAKE) --no-print-directory --jobs 2 test-shell test-ray test-rest
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 \
+		test-commands test-ray test-engine test-rest
 
-test-shell: install
-	$(BIN)/python -m pytest -m shell $(ARGS)
+test-commands: install # in processes of their own, with a Ray or a cluster of their own
+	$(BIN)/python -m pytest tests/end_to_end $(ARGS)
 
-test-ray: install
-	$(BIN)/python -m pytest -m ray $(ARGS)
+test-ray: install # in a Ray that all tests share
+	$(BIN)/python -m pytest tests/on_ray $(ARGS)
+
+test-engine: install # against the reference, without Ray
+	$(BIN)/python -m pytest tests/equivalence $(ARGS)
 
 test-rest: install
-	$(BIN)/python -m pytest -m "not ray and not shell" $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/property tests/service $(ARGS)
 
 .PHONY: test-load
 # 200 jobs at once on a cluster of two CPUs: 20 minutes and both cores; ARGS='--jobs 20' for fewer.

@@ -14,16 +14,6 @@ import pytest
 import torch
 
 NUM_CPUS, NUM_LOGICAL_GPUS = 2, 2
-_SHELL = ("test_cli", "test_docs", "test_page", "test_service")
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what mostly waits for processes to start: `make test` runs two parts at once."""
-    starts_ray = {"end_to_end", "fault"} & set(item.path.parts)
-    if item.path.stem in _SHELL and "end_to_end" in item.path.parts:
-        item.add_marker("shell")
-    elif starts_ray or "ray_session" in getattr(item, "fixturenames", ()):
-        item.add_marker("ray")
 
 
 @pytest.fixture(scope="session", autouse=True)

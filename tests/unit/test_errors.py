@@ -1,7 +1,7 @@
 """Whatever a user gets wrong: one line, exit code 2, and nothing was started.
 
 All rows run in one fresh process, which watches itself: it must initialise no Ray and start no
-other process. What only a running cluster can refuse is in test_placement.py.
+other process. What only a running cluster can refuse is in tests/on_ray/test_placement.py.
 """
 
 from __future__ import annotations
@@ -499,7 +499,7 @@ def note_processes(event: str, arguments: tuple[Any, ...]) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("errors")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.end_to_end.test_errors", str(folder)],
+        [sys.executable, "-m", "tests.unit.test_errors", str(folder)],
         cwd=repository,
         env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
@@ -535,7 +535,7 @@ def test_the_watch_for_processes_would_see_one():
             sys.executable,
             "-c",
             "import subprocess, sys\n"
-            "from tests.end_to_end.test_errors import note_processes, started\n"
+            "from tests.unit.test_errors import note_processes, started\n"
             "sys.addaudithook(note_processes)\n"
             "subprocess.run(['true'], check=True)\n"
             "assert len(started) == 1, started\n",

@@ -15,7 +15,7 @@ from actors.mailbox import Aborted, Mailbox, MessageTimeoutError
 from actors.stage_actor import StageActor
 from actors.trainer import TrainingError
 from laminar.checkpoint import list_checkpoints
-from tests.equivalence.test_resume import newest
+from tests.on_ray.test_resume import newest
 from tests.tiny import differing, run_reference, tiny_config, tiny_plan
 
 PLAN = tiny_plan(40, num_stages=3, resources={"cpus_per_stage": 0.25, "message_timeout_s": 3})

@@ -54,7 +54,7 @@ def look_around(actor_self: Any) -> tuple[list[Any], dict[str, Any]]:
     return ray.get_gpu_ids(), ray.get_runtime_context().get_assigned_resources()
 
 
-@pytest.mark.parametrize(("num_stages", "share"), [(2, 1), (4, 0.5), (2, 0.5)])
+@pytest.mark.parametrize(("num_stages", "share"), [(2, 1), (4, 0.5)])
 def test_stages_get_whole_gpus_or_shares_of_them(num_stages: int, share: float):
     plan = tiny_plan(
         12, num_stages=num_stages, resources=resources(gpus_per_stage=share, device="cpu")
