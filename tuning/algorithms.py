@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,8 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tuning.config import AshaConfig, MedianConfig, PbtConfig, Search, SearchConfig
+from tuning.config import Search
+from tuning.settings import AshaConfig, MedianConfig, PbtConfig, SearchConfig
 from tuning.space import Distribution, Options, Params, Range, Space, Value
 
 
@@ -68,7 +70,7 @@ def make_searcher(search: Search) -> Searcher | None:
         return None
     points = None
     if settings.algorithm == "grid":
-        points = list(search.space.combinations())[: search.num_trials]
+        points = list(itertools.islice(search.space.combinations(), search.num_trials))
     is_single = len(settings.metrics) == 1
     return OptunaSearch(
         Suggest(search.space),

@@ -2,133 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
 
 from laminar.config import Config
-from laminar.config.base import FrozenModel
 from laminar.config_file import read_tree
 from laminar.data import describe, with_absolute_paths
 from laminar.errors import ConfigError
-from laminar.plan import make_plan
+from laminar.plan import Plan, make_plan
+from tuning.settings import PbtConfig, SearchConfig, read_settings
 from tuning.space import Corner, Options, Params, Range, Space, at_params
 
-Metric = Literal[
-    "test_accuracy", "test_loss", "train_accuracy", "train_loss", "cut_bytes", "seconds"
-]
-Mode = Literal["min", "max"]
-
-METRICS: tuple[Metric, ...] = get_args(Metric)
-
 _MAX_PLANS = 30
+_MAX_GRID = 10_000
 _PATHS = ("root", "cache_dir", "weights")
 
 # What a trial of PBT may change between two epochs: neither network nor batches nor optimiser.
 _CHANGEABLE = ("optimizer.", "schedule.", "parallel.", "correction.", "loss.", "ema.",
                "data.mixup", "data.cutout", "data.flip", "data.crop_padding")  # fmt: skip
-
-
-class AshaConfig(FrozenModel):
-    """Asynchronous successive halving (arXiv 1810.05934)."""
-
-    name: Literal["asha"] = Field("asha", description="Scheduler.")
-    grace_period: int = Field(1, ge=1, description="Epochs that every trial gets.")
-    reduction_factor: float = Field(
-        3.0, gt=1, description="Of the trials at a rung one in so many goes on, so much longer."
-    )
-
-
-class MedianConfig(FrozenModel):
-    """Stop a trial below the median of the others' running means at the same epoch."""
-
-    name: Literal["median"] = Field("median", description="Scheduler.")
-    grace_period: int = Field(1, ge=1, description="Epochs that every trial gets.")
-    min_trials: int = Field(3, ge=1, description="Trials that a median is taken of, at least.")
-
-
-class PbtConfig(FrozenModel):
-    """Population-based training (arXiv 1711.09846): the worst go on from copies of the best."""
-
-    name: Literal["pbt"] = Field("pbt", description="Scheduler.")
-    interval: int = Field(1, ge=1, description="Epochs between two comparisons.")
-    quantile: float = Field(
-        0.25, gt=0, le=0.5, description="Share of the trials that is replaced by as many others."
-    )
-    resample: float = Field(
-        0.25, ge=0, le=1, description="Probability of a fresh value instead of a nearby one."
-    )
-    synchronous: bool = Field(
-        False,
-        description="Compare when every trial has got there, whatever their speeds; those that "
-        "wait make room for others.",
-    )
-
-
-def _from_name(value: Any) -> Any:
-    if value == "none":
-        return None
-    return {"name": value} if isinstance(value, str) else value
-
-
-Scheduler = Annotated[
-    Annotated[AshaConfig | MedianConfig | PbtConfig, Field(discriminator="name")] | None,
-    BeforeValidator(_from_name),
-]
-
-
-class SearchConfig(FrozenModel):
-    """How to search."""
-
-    metric: Metric | tuple[Metric, ...] = Field(
-        "test_accuracy",
-        description="What to improve, at a trial's last epoch; several give a Pareto front. "
-        "cut_bytes (across all cuts, both ways) and seconds (of training) are sums over the run.",
-    )
-    mode: Mode | tuple[Mode, ...] | None = Field(
-        None, description="max or min for each metric; null: accuracies up, all others down."
-    )
-    num_trials: int | None = Field(
-        None, ge=1, description="Trials; null is 10, and with grid all combinations."
-    )
-    seeds: int = Field(
-        1, ge=1, description="Runs of a trial, at once, with seeds seed, seed + 1, ...; averaged."
-    )
-    algorithm: Literal["random", "grid", "tpe", "nsga2"] = Field(
-        "tpe", description="How to choose parameters; tpe and nsga2 learn from earlier trials."
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the choice of parameters.")
-    scheduler: Scheduler = Field(None, description="What stops or changes trials early.")
-    max_concurrent: int | None = Field(
-        None, ge=1, description="Trials at once; null: as many as the cluster has room for."
-    )
-    time_budget_s: float | None = Field(
-        None, gt=0, description="Seconds after which the whole search ends."
-    )
-    max_cut_bytes: int | None = Field(
-        None, ge=1, description="Bytes across cuts, all trials together, after which it ends."
-    )
-    max_failures: int = Field(
-        1, ge=0, description="A trial goes on from its checkpoint after so many failures."
-    )
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """All metrics."""
-        return self.metric if isinstance(self.metric, tuple) else (self.metric,)
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """`min` or `max` of each metric."""
-        if self.mode is None:
-            return tuple("max" if m.endswith("accuracy") else "min" for m in self.metrics)
-        return self.mode if isinstance(self.mode, tuple) else (self.mode,)
 
 
 @dataclass(frozen=True)
@@ -152,8 +49,8 @@ class Search:
         wanted = self.settings.num_trials
         if self.settings.algorithm != "grid":
             return 10 if wanted is None else wanted
-        count = sum(1 for _ in self.space.combinations())
-        return count if wanted is None else min(count, wanted)
+        most = _MAX_GRID if wanted is None else wanted
+        return sum(1 for _ in itertools.islice(self.space.combinations(), most))
 
     def configs(self, params: Params) -> list[Config]:
         """Return the configurations of a trial's runs, one for each seed.
@@ -194,7 +91,7 @@ def parse_search(tree: dict[str, Any]) -> Search:
     """
     tree = _with_absolute_paths(tree)
     training = {key: value for key, value in tree.items() if key != "search"}
-    settings = _validate(tree.get("search") or {})
+    settings = read_settings(tree.get("search") or {})
     space = Space(training)
     _check_metrics(settings)
     _check_distributions(settings, space)
@@ -204,7 +101,17 @@ def parse_search(tree: dict[str, Any]) -> Search:
 
 
 def check_plans(search: Search) -> None:
-    """Make the plans of the corners, up to thirty different ones: cuts, filters, phases, data.
+    """Make the plans of the corners.
+
+    Raises:
+        UserError: One cannot run.
+    """
+    for _ in plans(search):
+        pass
+
+
+def plans(search: Search) -> Iterator[Plan]:
+    """Yield the plans of the corners, up to thirty different ones: cuts, filters, phases, data.
 
     Raises:
         UserError: One cannot run.
@@ -218,9 +125,10 @@ def check_plans(search: Search) -> None:
             continue
         seen.add(key)
         try:
-            make_plan(config, describe(config.data))
+            plan = make_plan(config, describe(config.data))
         except ConfigError as error:
             raise at_params(error, corner.params) from None
+        yield plan
 
 
 def _with_absolute_paths(node: Any, is_path: bool = False) -> Any:
@@ -230,24 +138,6 @@ def _with_absolute_paths(node: Any, is_path: bool = False) -> Any:
     if isinstance(node, list):
         return [_with_absolute_paths(child, is_path) for child in node]
     return str(Path(node).expanduser().resolve()) if is_path and isinstance(node, str) else node
-
-
-def _validate(tree: Any) -> SearchConfig:
-    try:
-        return SearchConfig.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-    path = ".".join(["search", *(str(part) for part in first["loc"])])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), SearchConfig.model_fields, 1)
-        fix = f"did you mean `{near[0]}`?" if near else "see docs/tuning.md"
-        raise ConfigError(f"`{path}` must be a known key", got=f"`{first['loc'][-1]}`", fix=fix)
-    message = first["msg"].removeprefix("Input should be ")
-    raise ConfigError(
-        f"`{path}` must be {message}",
-        got=repr(first["input"]),
-        fix=f"change {path}; see docs/tuning.md",
-    )
 
 
 def _check_metrics(settings: SearchConfig) -> None:
@@ -294,8 +184,19 @@ def _check_distributions(settings: SearchConfig, space: Space) -> None:
             got=f"{settings.algorithm}, and {grids[0]} is a grid",
             fix="write `choice`, or set search.algorithm to grid",
         )
+    if settings.algorithm == "grid" and settings.num_trials is None:
+        _check_grid(space)
     if isinstance(settings.scheduler, PbtConfig):
         _check_pbt(settings, space)
+
+
+def _check_grid(space: Space) -> None:
+    if sum(1 for _ in itertools.islice(space.combinations(), _MAX_GRID + 1)) > _MAX_GRID:
+        raise ConfigError(
+            f"a grid must have <= {_MAX_GRID:,} combinations",
+            got="more",
+            fix="list fewer values, or set search.num_trials to try the first so many",
+        )
 
 
 def _check_pbt(settings: SearchConfig, space: Space) -> None:

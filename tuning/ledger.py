@@ -10,11 +10,14 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from laminar.errors import ConfigError
-from tuning.config import Search, SearchConfig, load_search
+from tuning.settings import SearchConfig
 from tuning.space import Params
+
+if TYPE_CHECKING:
+    from tuning.config import Search
 
 Status = Literal["running", "finished", "stopped", "retried", "failed"]
 
@@ -141,6 +144,8 @@ def open_search(folder: str | Path) -> tuple[Search, Ledger]:
     Raises:
         ConfigError: It is none.
     """
+    from tuning.config import load_search  # it needs torch, which a ledger does not
+
     folder = Path(folder).expanduser().resolve()
     if not (folder / SEARCH_FILE).is_file():
         raise ConfigError(

@@ -27,7 +27,7 @@ from laminar.errors import ConfigError
 from laminar.run_directory import RunDirectory
 from tuning.algorithms import make_scheduler, make_searcher, population
 from tuning.callback import Bookkeeper, newest_snapshot
-from tuning.config import PbtConfig, Search, check_plans
+from tuning.config import Search, check_plans
 from tuning.ledger import (
     BEST_FILE,
     ENDED,
@@ -38,6 +38,7 @@ from tuning.ledger import (
     open_search,
 )
 from tuning.room import check_room, is_one_size, make_trainable
+from tuning.settings import PbtConfig
 
 Listener = Callable[[Ledger], None]
 

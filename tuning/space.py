@@ -20,6 +20,7 @@ being of one section there is the key `together`, whose content is merged into t
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -318,13 +319,19 @@ def _parse_range(kind: Any, bounds: Any, name: str) -> Range:
         raise refuse("a range with low > 0")
     if kind == "randint" and (low % 1 or high % 1):
         raise refuse("a range of whole numbers")
-    if step and (
-        step[0] <= 0 or abs((high - low) / step[0] - round((high - low) / step[0])) > 1e-6
-    ):
+    if not math.isfinite(high - low):
+        raise refuse("a range that a number can measure")
+    if step and not _is_multiple(high - low, step[0]):
         raise refuse("a range that is a multiple of its step > 0")
     if kind == "randint":
         low, high = int(low), int(high)
     return Range(kind, low, high, step[0] if step else None)
+
+
+def _is_multiple(width: float, step: float) -> bool:
+    if step <= 0 or not math.isfinite(width / step):
+        return False
+    return abs(width / step - round(width / step)) <= 1e-6
 
 
 def _number(value: Any) -> float | None:
@@ -333,7 +340,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if abs(number) < float("inf") else None
 

@@ -32,7 +32,8 @@ from laminar.data import describe, with_absolute_paths
 from laminar.plan import Plan, make_plan
 from laminar.progress import EpochEnd, Event
 from laminar.run_directory import RunDirectory
-from tuning.config import METRICS, parse_search
+from tuning.config import parse_search
+from tuning.settings import METRICS
 from tuning.space import Params
 
 Tell = Callable[[dict[str, Any] | None], None]

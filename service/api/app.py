@@ -12,7 +12,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from laminar import __version__
-from service.api import configs, jobs, page, problems, run, timelines
+from service.api import configs, jobs, page, problems, run, timelines, trials
 from service.api.auth import Tokens
 from service.api.context import ApiSettings, Context, Reader, Service
 from service.api.guard import Guard, RateLimiter
@@ -81,6 +81,7 @@ def create_app(
     app.include_router(jobs.router)
     app.include_router(run.router)
     app.include_router(timelines.router)
+    app.include_router(trials.router)
     app.include_router(configs.router)
     page.install(app)
     _add_probes(app)

@@ -6,18 +6,20 @@ from typing import Any
 
 import yaml
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from laminar.config import Config
 from laminar.config.base import FrozenModel
 from laminar.config_file import validate_config
 from laminar.errors import ConfigError
 from service.api.context import Reader
-from service.api.problems import responses
+from service.api.problems import responses, without_kinds
+from service.jobs.search_models import SearchFile
 
 router = APIRouter(prefix="/v1", responses=responses(400, 401, 403, 413, 422, 429))
 
 _MAX_CHARACTERS = 64 * 1024
+_SEARCH_FILE = TypeAdapter(SearchFile)
 
 
 class ConfigText(FrozenModel):
@@ -40,10 +42,42 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+class SearchText(FrozenModel):
+    """A search as a file has it."""
+
+    text: str = Field(
+        max_length=_MAX_CHARACTERS,
+        description="YAML, of which JSON is a part.",
+        examples=["epochs: 12\noptimizer:\n  lr: {loguniform: [0.01, 0.5]}\nsearch: {}\n"],
+    )
+
+
 @router.post("/config", operation_id="read_config")
 def read_config(user: Reader, body: ConfigText) -> Config:
     """Read a configuration and return it with all defaults; no file is looked at."""
-    return validate_config(parse(body.text))
+    tree = parse(body.text)
+    if "search" in tree:
+        raise ConfigError(
+            "the configuration must be of one training",
+            got="that of a search, with a section `search`",
+            fix="submit it as a search",
+        )
+    return validate_config(tree)
+
+
+@router.post("/search-file", operation_id="read_search_file")
+def read_search_file(user: Reader, body: SearchText) -> SearchFile:
+    """Read a search file as plain data, for `search_file`; `estimate` judges what it says."""
+    try:
+        return _SEARCH_FILE.validate_python(parse(body.text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in without_kinds(first["loc"]))
+        raise ConfigError(
+            f"`{where}` must be text, a number, true, false, null, a list or a mapping",
+            got=type(first["input"]).__name__,
+            fix="put quotes around a date or what else YAML takes for no text",
+        ) from None
 
 
 def parse(text: str) -> dict[str, Any]:

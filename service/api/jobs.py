@@ -15,11 +15,11 @@ from service.api.context import CurrentUser, ExistingJob, OwnJob, Reader, Servic
 from service.api.problems import responses
 from service.jobs.models import (
     JOB_ID,
+    AnyRequest,
     ClusterInfo,
     Estimate,
     Job,
     JobPage,
-    JobRequest,
     State,
 )
 from service.jobs.store import NoSuchJob
@@ -44,9 +44,22 @@ _EXAMPLES = {
             },
         },
     },
+    "search": {
+        "summary": "A search for the step size on handwritten digits: eight trials, two at a time",
+        "value": {
+            "kind": "search",
+            "name": "step-size",
+            "search_file": {
+                "epochs": 12,
+                "model": {"name": "resnet8"},
+                "optimizer": {"lr": {"loguniform": [0.01, 0.5]}},
+                "search": {"num_trials": 8, "scheduler": "asha", "max_concurrent": 2},
+            },
+        },
+    },
 }
 
-Request = Annotated[JobRequest, Body(openapi_examples=_EXAMPLES)]
+Request = Annotated[AnyRequest, Body(openapi_examples=_EXAMPLES)]
 Key = Annotated[
     str | None,
     Header(

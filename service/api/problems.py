@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +16,8 @@ from laminar.config_file import validate_config
 from laminar.errors import UserError
 from service.jobs.manager import Conflict, TooManyJobs
 from service.jobs.store import NoSuchJob
+
+_JSON_KINDS = ("dict", "list", "str", "int", "float", "bool", "nullable")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -99,11 +101,24 @@ def of_user_error(error: UserError) -> ProblemResponse:
     )
 
 
+def without_kinds(location: Sequence[int | str]) -> list[int | str]:
+    """Return where in plain data an error is, without pydantic's names for what it took it for."""
+    return [part for part in location if part not in _JSON_KINDS]
+
+
+def _public_location(error: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """Return where an error is, without the name that pydantic gives to a request's kind."""
+    location = tuple(error["loc"])
+    if location[:1] != ("body",) or location[1:2] not in (("train",), ("search",)):
+        return location
+    return (*location[:1], *without_kinds(location[2:]))
+
+
 def _of_validation(error: RequestValidationError) -> ProblemResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return problem(400, f"the body must be JSON: {first.get('ctx', {}).get('error', '')}")
-    location = tuple(first["loc"])
+    location = _public_location(first)
     if location[:2] == ("body", "config") and isinstance(error.body, dict):
         tree = error.body.get("config")
         if isinstance(tree, dict):
@@ -112,4 +127,7 @@ def _of_validation(error: RequestValidationError) -> ProblemResponse:
             except UserError as mistake:
                 return of_user_error(mistake)
     where = ".".join(str(part) for part in location[1:]) or str(location[0])
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kinds = "a mapping whose `kind`, if it has one, is train or search"
+        return problem(422, f"`{where}`: Input should be {kinds}")
     return problem(422, f"`{where}`: {first['msg']}")

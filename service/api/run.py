@@ -76,7 +76,10 @@ async def follow_logs(
 
 @router.get("/metrics", operation_id="metrics")
 def metrics(spec: ExistingJob, service: Service) -> list[dict[str, Any]]:
-    """Return a line for each finished epoch, as `metrics.jsonl` has it."""
+    """Return a line for each finished epoch, as `metrics.jsonl` has it.
+
+    Of a search the lines of its ledger, `trials.jsonl`; `trials` has them put together.
+    """
     return read_metrics(service.store, spec.id)
 
 
@@ -89,10 +92,13 @@ def metrics(spec: ExistingJob, service: Service) -> list[dict[str, Any]]:
 async def follow_metrics(
     spec: ExistingJob,
     service: Service,
-    start: Annotated[int, Query(ge=0, le=2**62, description="Epochs to leave out.")] = 0,
+    start: Annotated[int, Query(ge=0, le=2**62, description="Lines to leave out.")] = 0,
     last: LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Follow a job: `state`, `progress` and `epoch` events, and `end` when it has ended."""
+    """Follow a job: `state`, `progress` and `epoch` events, and `end` when it has ended.
+
+    Of a search `state`, `search` and `trial`, a line of its ledger, and `end`.
+    """
     async for event in _follower(service, spec.id).metrics(start if last is None else last):
         yield event
 

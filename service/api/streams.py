@@ -15,7 +15,6 @@ from service.jobs.store import LOG, RUN, JobStore, NoSuchJob
 
 MAX_TAIL_BYTES = 1 << 20
 _CHUNK_BYTES = 64 << 10
-METRICS = f"{RUN}/metrics.jsonl"
 
 
 def tail_log(store: JobStore, job_id: str, num_lines: int) -> str:
@@ -40,17 +39,26 @@ def first_line_within(store: JobStore, job_id: str, num_bytes: int) -> int:
     return start + content.find(b"\n")  # a line longer than all that is shown from `start` - 1 on
 
 
+def metrics_file(store: JobStore, job_id: str) -> str:
+    """Return the name of the file that grows with a job's figures."""
+    is_search = store.spec(job_id).request.kind == "search"
+    return f"{job_id}/{RUN}/{'trials' if is_search else 'metrics'}.jsonl"
+
+
 def read_metrics(store: JobStore, job_id: str) -> list[dict[str, Any]]:
-    """Return a line for each finished epoch."""
-    return parse_lines(store.storage.read(f"{job_id}/{METRICS}") or b"")
+    """Return a line for each finished epoch; of a search the lines of its ledger."""
+    return parse_lines(store.storage.read(metrics_file(store, job_id)) or b"")
 
 
 def parse_lines(content: bytes) -> list[dict[str, Any]]:
-    """Return the whole lines of a file of JSON lines; a last one may still be under way."""
+    """Return the whole lines of a file of JSON lines; a last one may still be under way.
+
+    What is no finite number, of a run that diverged, is null: JSON proper has no word for it.
+    """
     found = []
     for line in content.splitlines():
         try:
-            found.append(json.loads(line))
+            found.append(json.loads(line, parse_constant=lambda _: None))
         except ValueError:
             break
     return found
@@ -91,28 +99,34 @@ class Follower:
                 yield ServerSentEvent(raw_data=text, event="log", id=str(offset))
         yield self._end()
 
-    async def metrics(self, num_epochs: int) -> AsyncIterator[ServerSentEvent]:
-        """Yield `state`, `progress` and `epoch` events; of epochs those after the first so many."""
+    async def metrics(self, num_lines: int) -> AsyncIterator[ServerSentEvent]:
+        """Yield `state`, `progress` and `epoch` events; of epochs those after the first so many.
+
+        Of a search `state`, `search` and `trial`, by the lines of its ledger.
+        """
         told: dict[str, Any] = {}
-        size = -1
+        size, name = -1, metrics_file(self._store, self._id)
+        is_search = self._store.spec(self._id).request.kind == "search"
         async for _ in self._looks():
             summary = self._store.summary(self._id)
             state = {"state": summary.state, "reason": summary.reason, "attempt": summary.attempt}
-            progress = summary.progress.model_dump() if summary.progress else None
-            for name, value in (("state", state), ("progress", progress)):
-                if value is not None and told.get(name) != value:
-                    told[name] = value
-                    yield ServerSentEvent(data=value, event=name)
-            now = await to_thread.run_sync(self._store.storage.size, f"{self._id}/{METRICS}")
+            progress = summary.progress and summary.progress.model_dump()
+            search = summary.search_progress and summary.search_progress.model_dump()
+            for kind, value in (("state", state), ("progress", progress), ("search", search)):
+                if value is not None and told.get(kind) != value:
+                    told[kind] = value
+                    yield ServerSentEvent(data=value, event=kind)
+            now = await to_thread.run_sync(self._store.storage.size, name)
             if now is None or now == size:
                 continue
             size = now
             lines = await to_thread.run_sync(read_metrics, self._store, self._id)
             # Fewer than before: a later attempt does again what the checkpoint did not hold.
-            num_epochs = min(num_epochs, len(lines))
-            for line in lines[num_epochs:]:
-                num_epochs += 1
-                yield ServerSentEvent(data=line, event="epoch", id=str(num_epochs))
+            num_lines = min(num_lines, len(lines))
+            for line in lines[num_lines:]:
+                num_lines += 1
+                event = "trial" if is_search else "epoch"
+                yield ServerSentEvent(data=line, event=event, id=str(num_lines))
         yield self._end()
 
     async def _looks(self) -> AsyncIterator[bool]:

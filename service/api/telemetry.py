@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.jobs.manager import JobManager
-from service.jobs.models import ACTIVE, State
+from service.jobs.models import ACTIVE, JobSummary, State
 from service.jobs.store import NoSuchJob
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
@@ -60,6 +60,8 @@ class JobCollector(Collector):
                 ("loss", "Training loss of this epoch so far."),
                 ("accuracy", "Training accuracy of this epoch so far, 0..1."),
                 ("samples_per_second", "Over the last seconds."),
+                ("trials_done", "Trials of a search that have ended."),
+                ("trials", "Trials of a search."),
             )
         }
         for job_id in store.ids(ACTIVE):
@@ -67,20 +69,26 @@ class JobCollector(Collector):
                 summary = store.summary(job_id)
             except NoSuchJob:
                 continue
-            if (progress := summary.progress) is None:
-                continue
-            values = (
-                progress.epoch,
-                progress.num_batches_done,
-                progress.num_batches,
-                progress.loss,
-                progress.accuracy,
-                progress.samples_per_s,
-            )
-            for gauge, value in zip(gauges.values(), values, strict=True):
+            for field, value in _figures(summary).items():
                 if value is not None:
-                    gauge.add_metric([job_id, summary.owner], value)
+                    gauges[field].add_metric([job_id, summary.owner], value)
         yield from gauges.values()
+
+
+def _figures(summary: JobSummary) -> dict[str, float | None]:
+    """Return what a running job says of itself, by the gauges' names."""
+    if (search := summary.search_progress) is not None:
+        return {"trials_done": search.num_done, "trials": search.num_trials}
+    if (progress := summary.progress) is None:
+        return {}
+    return {
+        "epoch": progress.epoch,
+        "batches_done": progress.num_batches_done,
+        "batches": progress.num_batches,
+        "loss": progress.loss,
+        "accuracy": progress.accuracy,
+        "samples_per_second": progress.samples_per_s,
+    }
 
 
 class Telemetry:

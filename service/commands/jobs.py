@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from laminar.config_file import load_config
+from laminar.config_file import read_tree, validate_config
 from laminar.errors import ConfigError
+from service.commands.in_words import ago, in_words, ledger_line, progress, show
 from service.commands.options import ConfigPath, Settings
 from service.table import print_table
 
 if TYPE_CHECKING:
     from service.client import LaminarClient
-    from service.jobs.models import Estimate, Job, State
+    from service.jobs.models import AnyRequest, Job, State
 
 artifacts_app = typer.Typer(help="Files of a job's run directory.", no_args_is_help=True)
 
@@ -79,36 +80,66 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a training job to a service."""
-    resolved = load_config(config, set_ or ())
+    """Submit a training to a service; or a search, where the file has a section `search`."""
+    what = _read(config, set_ or (), keep)
     with connect(address) as client:
-        from service.jobs.models import JobRequest
         from service.jobs.versions import versions_here
 
-        changes = {} if keep is None else {"keep": keep}
-        try:
-            request = JobRequest(
-                config=resolved,
-                name=name,
-                priority=priority,
-                max_retries=max_retries,
-                versions=None if any_versions else versions_here(),
-                **changes,
-            )
-        except ValueError:
-            raise ConfigError(
-                "--name must be letters, digits, spaces and ._-, 80 at most",
-                got=repr(name),
-                fix="choose another",
-            ) from None
+        request = _request(
+            what,
+            name=name,
+            priority=priority,
+            max_retries=max_retries,
+            versions=None if any_versions else versions_here(),
+        )
         if dry_run:
             estimate = client.estimate(request)
-            typer.echo(estimate.model_dump_json(indent=1) if as_json else _in_words(estimate))
+            typer.echo(estimate.model_dump_json(indent=1) if as_json else in_words(estimate))
             return
         job = client.submit(request, key)
         _show_submitted(job, as_json)
         if wait:
             raise typer.Exit(_EXIT_CODES[_follow(client, job.id)])
+
+
+def _read(path: Path | None, overrides: Sequence[str], keep: int | None) -> dict[str, Any]:
+    """Return the fields of a request that say what to run.
+
+    A training is judged here, too; a search by the service alone, which says the same of it.
+    """
+    tree = read_tree(path, overrides)
+    if "search" not in tree:
+        changes = {} if keep is None else {"keep": keep}
+        return {"kind": "train", "config": validate_config(tree), **changes}
+    if keep is not None:
+        raise ConfigError(
+            "--keep must go with a training",
+            got="a search, which keeps the last checkpoint of each trial",
+            fix="leave it out",
+        )
+    return {"kind": "search", "search_file": tree}
+
+
+def _request(what: dict[str, Any], **named: Any) -> AnyRequest:
+    from pydantic import TypeAdapter, ValidationError
+
+    from service.jobs.models import AnyRequest
+
+    try:
+        return TypeAdapter[AnyRequest](AnyRequest).validate_python({**what, **named})
+    except ValidationError as error:
+        first = error.errors()[0]
+    if first["loc"][-1] == "name":
+        raise ConfigError(
+            "--name must be letters, digits, spaces and ._-, 80 at most",
+            got=repr(named["name"]),
+            fix="choose another",
+        )
+    raise ConfigError(
+        "a search file must be of text, numbers, true, false, null, lists and mappings",
+        got=repr(first["input"]),
+        fix="put quotes around a date or what else YAML takes for no text",
+    )
 
 
 def list_jobs(
@@ -130,16 +161,18 @@ def list_jobs(
     rows = [
         (
             job.id,
+            job.kind,
             job.name or "",
             job.owner,
             job.state,
-            f"{job.progress.epoch}/{job.progress.num_epochs}" if job.progress else "",
-            _ago(job.created_at),
+            progress(job),
+            ago(job.created_at),
             job.reason,
         )
         for job in found
     ]
-    print_table(("job", "name", "owner", "state", "epoch", "submitted", "reason"), rows)
+    columns = ("job", "kind", "name", "owner", "state", "progress", "submitted", "reason")
+    print_table(columns, rows)
 
 
 def status(
@@ -164,7 +197,7 @@ def status(
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
             return
-        _show(found)
+        show(found)
 
 
 def logs(
@@ -252,41 +285,7 @@ def _show_submitted(job: Job, as_json: bool) -> None:
         return
     typer.echo(job.id)
     if job.estimate is not None:
-        typer.echo(_in_words(job.estimate))
-
-
-def _in_words(estimate: Estimate) -> str:
-    parts = [f"{estimate.num_workers} workers", f"{estimate.cpus:g} CPUs"]
-    if estimate.gpus:
-        parts.append(f"{estimate.gpus:g} GPUs")
-    parts.append(f"{estimate.memory_bytes / 1e9:.1f} GB")
-    if estimate.seconds is not None:
-        parts.append(f"about {_duration(estimate.seconds)}")
-    return f"estimate: {', '.join(parts)}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _ago(then: datetime) -> str:
-    return f"{_duration((datetime.now(UTC) - then).total_seconds())} ago"
-
-
-def _show(job: Job) -> None:
-    typer.echo(f"job       {job.id}{f' ({job.name})' if job.name else ''}, of {job.owner}")
-    typer.echo(f"state     {job.state}: {job.reason}")
-    if (p := job.progress) is not None:
-        loss = "" if p.loss is None else f", loss {p.loss:.4f}"
-        batches = f"{p.num_batches_done}/{p.num_batches}"
-        typer.echo(f"progress  epoch {p.epoch}/{p.num_epochs}, batch {batches}{loss}")
-    typer.echo(f"run       {job.run}")
-    for step in job.history:
-        attempt = f" (attempt {step.attempt})" if step.attempt else ""
-        typer.echo(f"{step.at:%Y-%m-%d %H:%M:%S}  {step.state:9} {step.reason}{attempt}")
+        typer.echo(in_words(job.estimate))
 
 
 def _follow(client: LaminarClient, job_id: str) -> str:
@@ -305,6 +304,8 @@ def _follow(client: LaminarClient, job_id: str) -> str:
                     f"epoch {line['epoch']}: train loss {line['train_loss']:.4f}, "
                     f"test accuracy {line['test_accuracy']:.2%}"
                 )
+            elif event.event == "trial" and (text := ledger_line(event.json())):
+                console.print(text)
     except KeyboardInterrupt:
         console.print(f"{job_id} goes on; see laminar status {job_id}")
         raise typer.Exit(130) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from service.jobs.models import ClusterInfo, Needs, NodeInfo
@@ -70,6 +70,7 @@ def admit(
     """
     free = _free(cluster, active, left)
     counts = Counter(holder.owner for holder in active)
+    queued = [replace(job, needs=fitting(job.needs, cluster.nodes)) for job in queued]
     decisions: list[Decision] = []
     ahead: str | None = None
     for job in sorted(queued, key=lambda j: (-j.priority, j.created_at, j.id)):
@@ -95,13 +96,26 @@ def admit(
     return decisions
 
 
+def fitting(needs: Needs, nodes: Sequence[NodeInfo]) -> Needs:
+    """Return needs with as many groups as an empty cluster has room for, one at least.
+
+    A search that may have more trials at once than there can be is not to wait for ever; Tune lets
+    the others queue.
+    """
+    if needs.num_groups == 1:
+        return needs
+    num_bundles = sum(_capacity(needs, node) for node in nodes)
+    groups = min(needs.num_groups, max(1, num_bundles // needs.num_bundles))
+    return needs.model_copy(update={"num_groups": groups})
+
+
 def place(needs: Needs, free: Sequence[NodeInfo]) -> list[NodeInfo] | None:
     """Put equal bundles on nodes, as PACK does: fill one node, then the next.
 
     Returns:
         What is left, or None where they do not fit.
     """
-    left, remaining = [], needs.num_bundles
+    left, remaining = [], needs.total_bundles
     for node in free:
         count = min(remaining, _capacity(needs, node))
         remaining -= count
@@ -113,7 +127,8 @@ def place(needs: Needs, free: Sequence[NodeInfo]) -> list[NodeInfo] | None:
 
 def describe(needs: Needs) -> str:
     """Return needs in words: `4 GPUs and 4 CPUs`."""
-    totals = (needs.gpus * needs.num_bundles, "GPU"), (needs.cpus * needs.num_bundles, "CPU")
+    num = needs.total_bundles
+    totals = (needs.gpus * num, "GPU"), (needs.cpus * num, "CPU")
     return " and ".join(_count(total, kind) for total, kind in totals if total)
 
 
@@ -123,7 +138,7 @@ def _count(number: float, kind: str) -> str:
 
 def _capacity(needs: Needs, node: NodeInfo) -> int:
     """Return how many bundles fit on a node."""
-    fits = [needs.num_bundles]
+    fits = [needs.total_bundles]
     for each, have in ((needs.cpus, node.cpus), (needs.gpus, node.gpus)):
         if each:
             fits.append(int((have + _EPSILON) / each))
@@ -133,13 +148,13 @@ def _capacity(needs: Needs, node: NodeInfo) -> int:
 def _lacking(needs: Needs, cluster: ClusterInfo) -> str | None:
     """Return why a job does not even fit into the empty cluster, or None."""
     for each, have, kind in ((needs.gpus, cluster.gpus, "GPU"), (needs.cpus, cluster.cpus, "CPU")):
-        wanted = each * needs.num_bundles
+        wanted = each * needs.total_bundles
         if wanted > have + _EPSILON:
             return f"needs {_count(wanted, kind)}, the cluster has {have:g}"
     if place(needs, cluster.nodes) is None:
-        bundle = describe(needs.model_copy(update={"num_bundles": 1}))
+        bundle = describe(needs.model_copy(update={"num_bundles": 1, "num_groups": 1}))
         return (
-            f"needs {needs.num_bundles} times {bundle} on one node each, "
+            f"needs {needs.total_bundles} times {bundle} on one node each, "
             f"the cluster's {len(cluster.nodes)} nodes have no such room"
         )
     return None
@@ -152,11 +167,12 @@ def _free(cluster: ClusterInfo, active: Sequence[Holder], left: Sequence[Needs])
     that it is not known on which node it is, so it is taken from the last ones.
     """
     free = list(cluster.nodes)
-    for holder in active:
-        free = place(holder.needs, free) or free
-    ours = [*(holder.needs for holder in active), *left]
-    ours_cpus = sum(needs.cpus * needs.num_bundles for needs in ours)
-    ours_gpus = sum(needs.gpus * needs.num_bundles for needs in ours)
+    held = [fitting(holder.needs, cluster.nodes) for holder in active]
+    for needs in held:
+        free = place(needs, free) or free
+    ours = [*held, *(fitting(needs, cluster.nodes) for needs in left)]
+    ours_cpus = sum(needs.cpus * needs.total_bundles for needs in ours)
+    ours_gpus = sum(needs.gpus * needs.total_bundles for needs in ours)
     others_cpus = max(0.0, cluster.cpus_used - ours_cpus)
     others_gpus = max(0.0, cluster.gpus_used - ours_gpus)
     for index in reversed(range(len(free))):

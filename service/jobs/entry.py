@@ -19,14 +19,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from laminar.errors import ConfigError, ResourceError, UserError
-from service.jobs.models import AttemptReport, JobSpec, JobStatus, Progress, now
+from service.jobs.models import (
+    AttemptReport,
+    JobRequest,
+    JobSpec,
+    JobStatus,
+    Outcome,
+    Progress,
+    SearchRequest,
+    now,
+)
+from service.jobs.search_models import SearchProgress
 from service.jobs.storage import write_durably
 from service.jobs.store import LOG, RUN, SPEC, STATUS, attempt_file
-
-Outcome = Literal["succeeded", "failed", "refused", "no_room", "stopped"]
 
 _WATCH_S = 1.0
 _REPORT_S = 1.0
@@ -40,6 +48,7 @@ class Reporter:
         self._path = folder / attempt_file(attempt)
         self._written_s = 0.0
         self._progress: Progress | None = None
+        self._search: SearchProgress | None = None
 
     def starting(self) -> None:
         """Say that the driver is there."""
@@ -54,17 +63,27 @@ class Reporter:
         is_first = self._progress is None and event.phase != "starting"
         if event.phase != "starting" or self._progress is not None:
             self._progress = Progress.model_validate(asdict(event))
-        elapsed = time.monotonic() - self._written_s
-        if is_first or (self._progress is not None and elapsed > _REPORT_S):
-            self._write(AttemptReport(phase="running", at=now(), progress=self._progress))
+        if self._progress is not None:
+            self._running(is_first)
+
+    def search(self, progress: SearchProgress) -> None:
+        """Take in where a search is."""
+        is_first = self._search is None
+        self._search = progress
+        self._running(is_first)
+
+    def _running(self, is_first: bool) -> None:
+        if is_first or time.monotonic() - self._written_s > _REPORT_S:
+            self._write(AttemptReport(phase="running", at=now(), **self._where()))
             self._written_s = time.monotonic()
+
+    def _where(self) -> dict[str, Any]:
+        return {"progress": self._progress, "search_progress": self._search}
 
     def ended(self, outcome: Outcome, reason: str) -> None:
         """Say what came of it."""
         self._write(
-            AttemptReport(
-                phase="ended", outcome=outcome, reason=reason, at=now(), progress=self._progress
-            )
+            AttemptReport(phase="ended", outcome=outcome, reason=reason, at=now(), **self._where())
         )
 
     def _write(self, report: AttemptReport) -> None:
@@ -111,7 +130,13 @@ def _attempt(folder: Path, attempt: int, reporter: Reporter) -> tuple[Outcome, s
     try:
         spec = JobSpec.model_validate_json((folder / SPEC).read_bytes())
         with _interruptible(folder, attempt):
-            return "succeeded", _train(folder, spec, reporter)
+            check(spec)
+            _connect()
+            if isinstance(spec.request, SearchRequest):
+                from service.jobs.search_driver import search
+
+                return search(folder, spec.request, reporter.search)
+            return "succeeded", _train(folder, spec.request, reporter)
     except (KeyboardInterrupt, RunStopped) as error:
         kept = getattr(error, "last_checkpoint", None)
         return "stopped", f"stopped; last checkpoint: {kept or 'none'}"
@@ -125,14 +150,21 @@ def _attempt(folder: Path, attempt: int, reporter: Reporter) -> tuple[Outcome, s
         return "failed", lines[0][:500] if lines else type(error).__name__
 
 
-def _train(folder: Path, spec: JobSpec, reporter: Reporter) -> str:
+def _connect() -> None:
     import ray
+
+    # The stages' output comes to this process, and so into the job's log.
+    ours = signal.getsignal(signal.SIGTERM)
+    ray.init("auto", log_to_driver=True, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process
+
+
+def _train(folder: Path, request: JobRequest, reporter: Reporter) -> str:
     from rich.console import Console
 
     from laminar.run_directory import RunDirectory
     from service.progress import ProgressDisplay
 
-    check(spec)
     run = RunDirectory(folder / RUN)
     display = ProgressDisplay(Console(file=sys.stderr, force_terminal=False, width=200))
 
@@ -140,13 +172,9 @@ def _train(folder: Path, spec: JobSpec, reporter: Reporter) -> str:
         display(event)
         reporter(event)
 
-    # The stages' output comes to this process, and so into the job's log.
-    ours = signal.getsignal(signal.SIGTERM)
-    ray.init("auto", log_to_driver=True, logging_level=logging.ERROR)
-    signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process
     try:
         with display:
-            _trainer(folder, spec, run, tell).fit()
+            _trainer(folder, request, run, tell).fit()
     finally:
         _plot(run)
     return f"test accuracy {run.read_metrics()[-1]['test_accuracy']:.4f}"
@@ -163,7 +191,7 @@ def _plot(run: Any) -> None:
         traceback.print_exc()
 
 
-def _trainer(folder: Path, spec: JobSpec, run: Any, callback: Any) -> Any:
+def _trainer(folder: Path, request: JobRequest, run: Any, callback: Any) -> Any:
     """Return a trainer for the run as it stands: new, or from its last checkpoint."""
     from ray.train import CheckpointConfig, RunConfig
 
@@ -173,17 +201,18 @@ def _trainer(folder: Path, spec: JobSpec, run: Any, callback: Any) -> Any:
     run_config = RunConfig(
         storage_path=str(folder),
         name=RUN,
-        checkpoint_config=CheckpointConfig(num_to_keep=spec.request.keep),
+        checkpoint_config=CheckpointConfig(num_to_keep=request.keep),
     )
     if list_checkpoints(run.checkpoints):
         return LayerParallelTrainer.resume(run.path, run_config=run_config, callback=callback)
     shutil.rmtree(run.path, ignore_errors=True)  # of a try that had not finished an epoch
-    return LayerParallelTrainer(spec.request.config, run_config=run_config, callback=callback)
+    return LayerParallelTrainer(request.config, run_config=run_config, callback=callback)
 
 
 def check(spec: JobSpec) -> None:
     """Compare versions and paths with what the service saw when it took the job."""
     from service.jobs.paths import named_paths
+    from service.jobs.searches import search_paths
     from service.jobs.versions import differences, versions_here
 
     odd = differences(spec.versions, versions_here())
@@ -193,7 +222,12 @@ def check(spec: JobSpec) -> None:
             got=", ".join(odd),
             fix="install the same on both, or use the same image",
         )
-    for key, path in named_paths(spec.request.config):
+    request = spec.request
+    if isinstance(request, SearchRequest):
+        named = search_paths(request.search_file)
+    else:
+        named = named_paths(request.config)
+    for key, path in named:
         if Path(path).resolve() != Path(path):
             raise ConfigError(
                 f"{key} must lead where it led when the job was submitted",

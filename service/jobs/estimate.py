@@ -5,21 +5,27 @@ There torch's memory, and whatever somebody's configuration makes of it, is not 
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from laminar.config import Config
 from laminar.errors import ConfigError
 from service.jobs.models import Estimate, Needs
+from service.jobs.search_models import SearchFile
+from service.jobs.searches import estimate_search
 
 if TYPE_CHECKING:
     from laminar.plan import Plan
+
+Value = TypeVar("Value")
 
 _MEMORY_LIMIT_BYTES = 16 * 10**9
 _IMPORT_S = 600.0
@@ -43,7 +49,7 @@ class Planner:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
-        self._known: OrderedDict[str, Estimate] = OrderedDict()
+        self._known: OrderedDict[str, Any] = OrderedDict()
 
     def plan(self, config: Config) -> Estimate:
         """Return what a job will take.
@@ -52,17 +58,30 @@ class Planner:
             UserError: It cannot run.
         """
         # No seed changes whether a job can run, or what it takes; many jobs differ in it alone.
-        key = config.model_copy(update={"seed": 0}).model_dump_json()
+        return self._find(estimate, config.model_copy(update={"seed": 0}).model_dump_json())
+
+    def plan_search(self, tree: SearchFile) -> tuple[Needs, Estimate]:
+        """Return what a search needs, and what it will take.
+
+        Raises:
+            UserError: It cannot run.
+        """
+        return self._find(estimate_search, json.dumps(tree))
+
+    def _find(self, work: Callable[[str], Value], about: str) -> Value:
+        """Return what is known of something already, or work it out."""
+        key = f"{work.__name__} {about}"
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
-                return self._known[key]
+                known: Value = self._known[key]
+                return known
         try:
-            found = self._work_out(key)
+            found = self._work_out(work, about)
         except BrokenProcessPool:
             # Another job may have been what it died of; a second time it is this one.
             try:
-                found = self._work_out(key)
+                found = self._work_out(work, about)
             except BrokenProcessPool as error:
                 raise _too_large("its planning was killed") from error
         with self._lock:
@@ -71,7 +90,7 @@ class Planner:
                 self._known.popitem(last=False)
         return found
 
-    def _work_out(self, key: str) -> Estimate:
+    def _work_out(self, work: Callable[[str], Value], about: str) -> Value:
         with self._lock:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(
@@ -80,7 +99,7 @@ class Planner:
             pool = self._pool
         try:
             pool.submit(_nothing).result(_IMPORT_S)  # imports take their time, on a busy machine
-            return pool.submit(estimate, key).result(_TIMEOUT_S)
+            return pool.submit(work, about).result(_TIMEOUT_S)
         except BrokenProcessPool:
             self._end(pool)
             raise
@@ -135,12 +154,22 @@ def estimate(config_json: str) -> Estimate:
         UserError: It cannot run.
     """
     from laminar.data import describe
-    from laminar.memory import block_memories, stage_bytes
-    from laminar.partition import check_memory
     from laminar.plan import make_plan
 
     config = Config.model_validate_json(config_json)
-    plan = make_plan(config, describe(config.data))
+    return estimate_plan(make_plan(config, describe(config.data)))
+
+
+def estimate_plan(plan: Plan) -> Estimate:
+    """Return what a run will take.
+
+    Raises:
+        UserError: A stage needs more memory than its limit.
+    """
+    from laminar.memory import block_memories, stage_bytes
+    from laminar.partition import check_memory
+
+    config = plan.config
     check_memory(plan)
     memories, bounds = block_memories(plan), plan.bounds
     stages = tuple(

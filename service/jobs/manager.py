@@ -8,15 +8,17 @@ from service.jobs.dispatcher import Dispatcher
 from service.jobs.estimate import Planner
 from service.jobs.models import (
     ENDED,
+    AnyRequest,
     ClusterInfo,
     Estimate,
     Job,
-    JobRequest,
     JobSpec,
     Needs,
+    SearchRequest,
     now,
 )
 from service.jobs.paths import confined
+from service.jobs.searches import confined_search
 from service.jobs.settings import Settings
 from service.jobs.store import JobStore, make_id
 from service.jobs.versions import differences, versions_here
@@ -50,7 +52,7 @@ class JobManager:
         self._planner = planner
         self._own = versions_here()
 
-    def submit(self, request: JobRequest, owner: str, key: str | None = None) -> tuple[Job, bool]:
+    def submit(self, request: AnyRequest, owner: str, key: str | None = None) -> tuple[Job, bool]:
         """Take a job, which will be on storage when this returns.
 
         Args:
@@ -79,36 +81,46 @@ class JobManager:
         self.dispatcher.wake()
         return self.store.job(found.id), is_new
 
-    def _spec(self, request: JobRequest, owner: str, key: str | None) -> JobSpec:
+    def _spec(self, request: AnyRequest, owner: str, key: str | None) -> JobSpec:
         queued = self.store.num_queued(owner)
         if queued >= self.settings.max_queued_per_user:
             raise TooManyJobs(f"{owner} has {queued} queued jobs, the most allowed")
+        needs, estimate = self._plan(request)
         return JobSpec(
             id=make_id(at := now()),
             owner=owner,
             created_at=at,
             request=request,
-            needs=Needs.of(request.config),
-            estimate=self._planner.plan(request.config),
+            needs=needs,
+            estimate=estimate,
             idempotency_key=key,
             versions=self._own,
         )
 
-    def estimate(self, request: JobRequest) -> Estimate:
+    def _plan(self, request: AnyRequest) -> tuple[Needs, Estimate]:
+        if isinstance(request, SearchRequest):
+            return self._planner.plan_search(request.search_file)
+        return Needs.of(request.config), self._planner.plan(request.config)
+
+    def estimate(self, request: AnyRequest) -> Estimate:
         """Check a job as `submit` does, and say what it would take.
 
         Raises:
             UserError: It cannot run, or its versions are not the cluster's.
         """
-        return self._planner.plan(self._checked(request).config)
+        return self._plan(self._checked(request))[1]
 
-    def _checked(self, request: JobRequest) -> JobRequest:
+    def _checked(self, request: AnyRequest) -> AnyRequest:
         """Return the request with its paths resolved and what was compared left out."""
         self._check_versions(request)
-        config = confined(request.config, self.settings.data_roots)
+        roots = self.settings.data_roots
+        if isinstance(request, SearchRequest):
+            tree = confined_search(request.search_file, roots)
+            return request.model_copy(update={"search_file": tree, "versions": None})
+        config = confined(request.config, roots)
         return request.model_copy(update={"config": config, "versions": None})
 
-    def _check_versions(self, request: JobRequest) -> None:
+    def _check_versions(self, request: AnyRequest) -> None:
         if request.versions is None:
             return
         for whose, versions in (("cluster", self.dispatcher.versions), ("service", self._own)):
@@ -143,6 +155,8 @@ class JobManager:
 
     def resume(self, job_id: str) -> Job:
         """Queue a stopped or failed job again, to go on from its last checkpoint.
+
+        Of a search no trial that has ended is repeated.
 
         Raises:
             NoSuchJob: There is no such job.

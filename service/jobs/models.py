@@ -9,10 +9,11 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import AwareDatetime, Discriminator, Field, StringConstraints, Tag
 
 from laminar.config import Config
 from laminar.config.base import FrozenModel
+from service.jobs.search_models import SearchFile, SearchProgress
 
 State = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "stopped"]
 """`starting` is from admission to the first training step, `running` from there on."""
@@ -20,6 +21,10 @@ State = Literal["queued", "starting", "running", "stopping", "succeeded", "faile
 ACTIVE: frozenset[State] = frozenset({"starting", "running", "stopping"})
 """Hold room on the cluster."""
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "stopped"})
+
+Kind = Literal["train", "search"]
+Outcome = Literal["succeeded", "failed", "refused", "no_room", "stopped"]
+"""Of a try; `refused` is for what another try would not mend."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,79}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^job-[0-9a-z]{14}$")]
@@ -42,11 +47,9 @@ class Versions(FrozenModel):
     laminar: str | None = Field(None, max_length=80, description="Laminar.")
 
 
-class JobRequest(FrozenModel):
-    """What to run: data only, never code."""
+class _Request(FrozenModel):
+    """What requests of all kinds have in common."""
 
-    kind: Literal["train"] = Field("train", description="What sort of job; so far training only.")
-    config: Config = Field(default_factory=Config, description="The run's configuration.")
     name: Name | None = Field(None, description="For people; need not be unique.")
     priority: int = Field(
         0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="Higher ones leave the queue first."
@@ -54,18 +57,63 @@ class JobRequest(FrozenModel):
     max_retries: int = Field(
         1, ge=0, le=20, description="Go on from the last checkpoint so many times after failures."
     )
-    keep: int | None = Field(_KEEP, ge=1, description="Checkpoints to keep; null keeps all.")
     versions: Versions | None = Field(
         None, description="The client's, to be compared with the cluster's; null compares nothing."
     )
 
 
-class Needs(FrozenModel):
-    """The placement group of a job: equal bundles, each of which must fit on one node."""
+class JobRequest(_Request):
+    """A training to run: data only, never code."""
 
-    num_bundles: int = Field(ge=1, description="One for each stage.")
+    kind: Literal["train"] = Field("train", description="One training; `search` is many.")
+    config: Config = Field(default_factory=Config, description="The run's configuration.")
+    keep: int | None = Field(_KEEP, ge=1, description="Checkpoints to keep; null keeps all.")
+
+
+class SearchRequest(_Request):
+    """A search to run, many trainings: data only, never code."""
+
+    kind: Literal["search"] = Field("search", description="Many trainings.")
+    search_file: SearchFile = Field(
+        description="Content of a search file: a configuration in which values may be "
+        "distributions, and a section `search`; docs/tuning.md."
+    )
+
+
+def kind_of(request: Any) -> Any:
+    """Return what sort of job is asked for; a training where nothing is said of it."""
+    if isinstance(request, dict):
+        kind = request.get("kind", "train")
+        return kind if isinstance(kind, str) else None
+    return getattr(request, "kind", None)
+
+
+AnyRequest = Annotated[
+    Annotated[JobRequest, Tag("train")] | Annotated[SearchRequest, Tag("search")],
+    Discriminator(kind_of),
+]
+"""What to run, of either kind."""
+
+
+class Needs(FrozenModel):
+    """The placement group of a job: equal bundles, each of which must fit on one node.
+
+    A search has several of them, one for each trial that runs.
+    """
+
+    num_bundles: int = Field(ge=1, description="Of a group: one for each stage.")
     cpus: float = Field(ge=0, description="CPUs of a bundle.")
     gpus: float = Field(ge=0, description="GPUs of a bundle.")
+    num_groups: int = Field(
+        1,
+        ge=1,
+        description="Trials of a search at once; fewer where the empty cluster has no such room.",
+    )
+
+    @property
+    def total_bundles(self) -> int:
+        """Of all groups."""
+        return self.num_bundles * self.num_groups
 
     @classmethod
     def of(cls, config: Config) -> Needs:
@@ -91,6 +139,8 @@ class Estimate(FrozenModel):
     seconds: float | None = Field(
         description="On CPU cores like those it was calibrated on; null with GPUs."
     )
+    num_trials: int | None = Field(None, description="Of a search; null for a training.")
+    num_concurrent: int | None = Field(None, description="Of these at once; all else is of them.")
 
 
 class Progress(FrozenModel):
@@ -122,7 +172,7 @@ class JobSpec(FrozenModel):
     id: JobId
     owner: str
     created_at: AwareDatetime
-    request: JobRequest
+    request: AnyRequest
     needs: Needs
     estimate: Estimate | None = None
     idempotency_key: str | None = None
@@ -164,18 +214,18 @@ class AttemptReport(FrozenModel):
     """What the driver of one attempt says; written by the driver alone."""
 
     phase: Literal["starting", "running", "ended"]
-    outcome: Literal["succeeded", "failed", "refused", "no_room", "stopped"] | None = None
-    """`refused` is for what another try would not mend."""
+    outcome: Outcome | None = None
     reason: str = ""
     at: AwareDatetime
     progress: Progress | None = None
+    search_progress: SearchProgress | None = None
 
 
 class JobSummary(FrozenModel):
     """A row of the list of jobs."""
 
     id: JobId = Field(description="Sorts by time of submission.")
-    kind: Literal["train"] = Field(description="What sort of job.")
+    kind: Kind = Field(description="A training, or a search of many.")
     name: str | None = Field(description="For people.")
     owner: str = Field(description="Who submitted it.")
     priority: int = Field(description="Higher ones leave the queue first.")
@@ -184,15 +234,22 @@ class JobSummary(FrozenModel):
     attempt: int = Field(description="Number of the try, from 1; 0 before the first.")
     created_at: AwareDatetime = Field(description="Time of submission.")
     changed_at: AwareDatetime = Field(description="Since when it is in this state.")
-    progress: Progress | None = Field(None, description="The last that its driver told.")
+    progress: Progress | None = Field(None, description="Of a training, as its driver last told.")
+    search_progress: SearchProgress | None = Field(None, description="Of a search, likewise.")
 
 
 class Job(JobSummary):
     """All about a job."""
 
-    config: Config = Field(description="As it was asked for; defaults included.")
+    config: Config | None = Field(
+        description="Of a training, as it was asked for; defaults included."
+    )
+    search_file: SearchFile | None = Field(None, description="Of a search, as it was asked for.")
     max_retries: int = Field(description="Tries that may follow a failure.")
-    keep: int | None = Field(description="Checkpoints to keep; null keeps all.")
+    keep: int | None = Field(
+        description="Checkpoints of a training to keep; null keeps all. A search keeps each "
+        "trial's last."
+    )
     needs: Needs = Field(description="Its placement group.")
     estimate: Estimate | None = Field(description="What it will take, roughly.")
     history: tuple[Transition, ...] = Field(description="All states, oldest first.")

@@ -39,28 +39,42 @@ def confined(config: Config, roots: Sequence[Path]) -> Config:
     Raises:
         ConfigError: It names a file elsewhere, needs Python code, or is beyond all measure.
     """
-    _check_is_data(config)
+    check_is_data(config)
     data, model = config.data, config.model
-    if getattr(data, "cache_dir", None) is not None:
-        raise ConfigError(
-            "data.cache_dir must be left out in a job",
-            got=_shown(str(getattr(data, "cache_dir", ""))),
-            fix="leave it out; the cluster's own cache is used",
-        )
+    for key, folder in (
+        ("data.cache_dir", getattr(data, "cache_dir", None)),
+        ("stored.scratch_dir", config.stored.scratch_dir),
+    ):
+        if folder is not None:
+            raise left_out(key, folder)
     if hasattr(data, "root"):
-        root = _resolve("data.root", data.root, roots)
+        root = resolve("data.root", data.root, roots)
         data = data.model_copy(update={"root": str(root)})
         if isinstance(data, ImageFolderConfig):
             for key in ("train_split", "test_split"):
-                _resolve(f"data.{key}", str(root / getattr(data, key)), [root])
+                resolve(f"data.{key}", str(root / getattr(data, key)), [root])
     if model.weights is not None:
         model = model.model_copy(
-            update={"weights": str(_resolve("model.weights", model.weights, roots))}
+            update={"weights": str(resolve("model.weights", model.weights, roots))}
         )
     return config.model_copy(update={"data": data, "model": model})
 
 
-def _check_is_data(config: Config) -> None:
+def left_out(key: str, value: object) -> ConfigError:
+    """Return the refusal of a folder that is the cluster's to choose."""
+    return ConfigError(
+        f"{key} must be left out in a job",
+        got=_shown(str(value)),
+        fix="leave it out; the cluster's own is used",
+    )
+
+
+def check_is_data(config: Config) -> None:
+    """Refuse what takes Python code, or is beyond all measure.
+
+    Raises:
+        ConfigError: It does.
+    """
     for key, name in (
         ("model.name", config.model.name),
         ("data.name", config.data.name),
@@ -81,7 +95,13 @@ def _check_is_data(config: Config) -> None:
             raise ConfigError(f"{key} must be <= {most} in a job", got=value, fix="lower it")
 
 
-def _resolve(key: str, value: str, roots: Sequence[Path]) -> Path:
+def resolve(key: str, value: str, roots: Sequence[Path]) -> Path:
+    """Return a path inside one of the roots, links followed.
+
+    Raises:
+        ConfigError: It leads elsewhere.
+    """
+
     def refuse(got: object) -> ConfigError:
         allowed = ", ".join(str(root) for root in roots) or "none: see `laminar serve --data-root`"
         return ConfigError(

@@ -4,7 +4,7 @@ STORAGE/job-.../job.json             what was asked for; its being there makes i
                 status.json          states with time and reason; only the service writes it
                 attempts/0001.json   what the driver of a try says; only that driver writes it
                 log.txt              what the drivers of all tries printed
-                run/                 the run directory
+                run/                 the run directory, or the folder of a search
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from service.jobs.models import (
     JobSpec,
     JobStatus,
     JobSummary,
+    SearchRequest,
     State,
     Transition,
 )
@@ -235,12 +236,16 @@ class JobStore:
         with self._lock:
             spec = self.spec(job_id)
             request = spec.request
+            asked: dict[str, object]
+            if isinstance(request, SearchRequest):
+                asked = {"config": None, "search_file": request.search_file, "keep": None}
+            else:
+                asked = {"config": request.config, "keep": request.keep}
             return Job.model_validate(
                 self._summary(job_id)
+                | asked
                 | {
-                    "config": request.config,
                     "max_retries": request.max_retries,
-                    "keep": request.keep,
                     "needs": spec.needs,
                     "estimate": spec.estimate,
                     "history": self._statuses[job_id].history,
@@ -263,6 +268,7 @@ class JobStore:
             "created_at": spec.created_at,
             "changed_at": last.at,
             "progress": report.progress if report else None,
+            "search_progress": report.search_progress if report else None,
         }
 
 

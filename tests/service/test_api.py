@@ -33,7 +33,9 @@ def finish(served: Served, job_id: str, outcome: str = "succeeded") -> None:
 def write_metrics(served: Served, job_id: str, num: int) -> None:
     served.run(job_id).mkdir(exist_ok=True)
     text = "".join(json.dumps(line) + "\n" for line in LINES[:num])
-    (served.run(job_id) / "metrics.jsonl").write_text(text)
+    fresh = served.run(job_id) / ".metrics"
+    fresh.write_text(text)
+    fresh.replace(served.run(job_id) / "metrics.jsonl")  # nobody sees it half written
 
 
 def test_a_job_is_submitted_followed_stopped_resumed_and_deleted(
