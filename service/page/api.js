@@ -52,6 +52,7 @@ export const api = {
   openapi: (options) => json("openapi.json", options),
   schema: (options) => json("v1/schema", options),
   readConfig: (text, options) => json("v1/config", { ...options, method: "POST", body: { text } }),
+  readSearchFile: (text, options) => json("v1/search-file", { ...options, method: "POST", body: { text } }),
   estimate: (request, options) => json("v1/estimate", { ...options, method: "POST", body: request }),
   submit: (request, key) =>
     json("v1/jobs", { method: "POST", body: request, headers: { "Idempotency-Key": key } }),
@@ -65,6 +66,7 @@ export const api = {
   stop: (id) => json(`${jobPath(id)}/stop`, { method: "POST" }),
   resume: (id) => json(`${jobPath(id)}/resume`, { method: "POST" }),
   delete: (id) => send(jobPath(id), { method: "DELETE" }),
+  trials: (id, options) => json(`${jobPath(id)}/trials`, options),
   timeline: (id, start, options) => json(`${jobPath(id)}/timeline?start=${start}`, options),
   timelineOfEpoch: (id, epoch, options) => json(`${jobPath(id)}/timeline/${epoch}`, options),
   artifacts: (id, options) => json(`${jobPath(id)}/artifacts`, options),

@@ -6,6 +6,7 @@ import { figure, plural } from "./format.js";
 import { showJob } from "./job.js";
 import { showJobs } from "./jobs.js";
 import { showNew } from "./new.js";
+import { showSearch } from "./search.js";
 import { askForToken } from "./token.js";
 
 const main = document.getElementById("main");
@@ -14,15 +15,14 @@ let controller = new AbortController();
 let user = null;
 let wasReachable = null; // the cluster, when it was last asked
 
-/** `#/`, `#/new`, `#/new?from=JOB` and `#/jobs/JOB`, each with its view. */
+/** `#/`, `#/new`, `#/search`, both perhaps with `?from=JOB`, and `#/jobs/JOB`, each with its view. */
 function route() {
   const [path, query] = location.hash.replace(/^#/, "").split("?");
   const job = /^\/jobs\/([^/]+)$/.exec(path);
   if (job) return { page: "jobs", title: "Job", view: showJob, argument: decoded(job[1]) };
-  if (path === "/new") {
-    const from = new URLSearchParams(query).get("from");
-    return { page: "new", title: "New job", view: showNew, argument: from };
-  }
+  const from = new URLSearchParams(query).get("from");
+  if (path === "/new") return { page: "new", title: "New job", view: showNew, argument: from };
+  if (path === "/search") return { page: "search", title: "New search", view: showSearch, argument: from };
   if (path === "" || path === "/") return { page: "jobs", title: "Jobs", view: showJobs };
   return { page: "", title: "Not found", view: showNothing };
 }

@@ -5,7 +5,9 @@ import { bytes, duration, figure, plural } from "./format.js";
 
 /** Fill an element with an estimate, and say where the cluster has less. */
 export function showEstimate(element, estimate, cluster) {
-  const items = [["Workers", plural(estimate.num_workers, "stage")], ["CPUs", figure(estimate.cpus)]];
+  const items = estimate.num_trials === null ? []
+    : [["Trials", figure(estimate.num_trials)], ["At once", figure(estimate.num_concurrent)]];
+  items.push(["Workers", plural(estimate.num_workers, "stage")], ["CPUs", figure(estimate.cpus)]);
   if (estimate.gpus) items.push(["GPUs", figure(estimate.gpus)]);
   items.push(["Memory", bytes(estimate.memory_bytes)]);
   items.push(["Time", estimate.seconds === null ? "not known for GPUs" : `about ${duration(estimate.seconds)}`]);

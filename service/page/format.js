@@ -33,6 +33,12 @@ export function percent(share, digits = 1) {
   return share == null ? "–" : `${(100 * share).toFixed(digits)}\u00a0%`;
 }
 
+/** A metric of a search, by its name. */
+export function shown(name, value) {
+  if (name.endsWith("accuracy")) return percent(value, 2);
+  return name.endsWith("bytes") && value != null ? bytes(value) : figure(value, 4);
+}
+
 export function plural(count, noun) {
   return `${figure(count)} ${noun}${count === 1 ? "" : "s"}`;
 }

@@ -8,6 +8,7 @@ import { Log } from "./log.js";
 import { progress } from "./progress.js";
 import { RunCharts } from "./run_charts.js";
 import { badge, isEnded, rules, titleOf } from "./states.js";
+import { Trials } from "./trials.js";
 
 const LOG_BYTES = 256 * 1024;
 
@@ -28,16 +29,17 @@ class JobView {
     this.facts = h("dl", { class: "figures" });
     this.history = h("ol", { class: "history" });
     this.buttons = this.makeButtons(job);
-    this.charts = new RunCharts(job.id, signal);
+    const isSearch = job.kind === "search";
+    this.charts = isSearch ? new Trials(job.id, signal) : new RunCharts(job.id, signal);
     this.log = new Log();
-    this.files = new Files(job.id, signal);
-    this.config = h("pre", { class: "code", tabindex: "0" }, JSON.stringify(job.config, null, 2));
+    this.files = new Files(job.id, signal, { byFolder: isSearch });
+    this.config = h("pre", { class: "code", tabindex: "0" }, JSON.stringify(job.search_file ?? job.config, null, 2));
     document.title = `${titleOf(job)} · Laminar`;
     this.element = h("article", {},
       h("div", { class: "title" },
         h("div", {},
           h("h1", {}, titleOf(job)),
-          h("p", { class: "state-line" }, this.state.element, job.name !== null && h("code", { class: "id muted" }, job.id))),
+          h("p", { class: "state-line" }, this.state.element, isSearch && h("span", { class: "tag" }, "search"), job.name !== null && h("code", { class: "id muted" }, job.id))),
         h("div", { class: "buttons" }, Object.values(this.buttons))),
       this.reason, this.error, this.broken, this.progress.element, this.facts,
       this.charts.element,
@@ -45,7 +47,7 @@ class JobView {
       h("div", { class: "columns" },
         panel("History", this.history),
         panel("Files", this.files.element)),
-      h("details", { class: "panel" }, h("summary", {}, h("h2", {}, "Configuration")), this.config));
+      h("details", { class: "panel" }, h("summary", {}, h("h2", {}, isSearch ? "Search file" : "Configuration")), this.config));
     this.update(job);
   }
 
@@ -63,7 +65,8 @@ class JobView {
       found.delete = button("Delete", "danger quiet", () => this.delete(titleOf(job)));
     }
     if (this.user.role !== "read") {
-      found.again = h("a", { class: "button", href: `#/new?from=${encodeURIComponent(this.id)}` }, "Use as a template");
+      const form = job.kind === "search" ? "search" : "new";
+      found.again = h("a", { class: "button", href: `#/${form}?from=${encodeURIComponent(this.id)}` }, "Use as a template");
     }
     return found;
   }
@@ -79,7 +82,7 @@ class JobView {
   }
 
   async delete(title) {
-    const detail = "Its metrics, log and checkpoints go too. This cannot be undone.";
+    const detail = "Its metrics, log and checkpoints go too, of a search those of all trials. This cannot be undone.";
     if (!(await confirmed(`Delete ${title}?`, detail, "Delete"))) return;
     await api.delete(this.id);
     announce(`Deleted ${title}`);
@@ -108,6 +111,7 @@ class JobView {
       ["Priority", job.priority],
       ["Attempt", job.attempt || "–"],
       ["Stages", job.needs.num_bundles],
+      ...(job.kind === "search" ? [["Trials at once", job.needs.num_groups]] : []),
       ["Submitted", h("time", { datetime: job.created_at, title: dateTime(job.created_at) }, ago(job.created_at))],
       [isEnded(job.state) ? "Ran for" : "Running for", ranFor(job)],
     ];
@@ -128,10 +132,11 @@ class JobView {
       const before = this.job.state;
       this.update(await api.job(this.id, { signal: this.signal }));
       if (isEnded(before) && !isEnded(this.job.state)) this.follow(); // somebody else resumed it
-      const epochs = this.charts.metrics.length;
-      if (this.filesOf !== `${epochs} ${this.job.state}`) {
-        this.filesOf = `${epochs} ${this.job.state}`;
+      const now = `${this.charts.version} ${this.job.state}`;
+      if (this.filesOf !== now) {
+        this.filesOf = now;
         await this.files.refresh();
+        this.charts.showResults?.(this.files);
       }
     } catch (problem) {
       if (this.signal.aborted) return;
@@ -153,6 +158,7 @@ class JobView {
     follow(this.id, `logs/events?most=${LOG_BYTES}`, { signal, onBreak, onEvent: (event) => this.log.take(event) });
     follow(this.id, "metrics/events", { signal, onBreak, onEvent: (event) => {
       if (event.event === "epoch") this.charts.addEpoch(JSON.parse(event.data));
+      else if (event.event === "trial") this.charts.soon();
       else if (event.event === "progress") this.charts.setProgress(JSON.parse(event.data));
       else this.refresh();
     } });

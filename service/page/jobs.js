@@ -104,6 +104,7 @@ function row(job) {
   const element = h("tr", {},
     h("th", { scope: "row" },
       h("a", { href: `#/jobs/${encodeURIComponent(job.id)}` }, titleOf(job)),
+      job.kind === "search" && h("span", { class: "tag" }, "search"),
       job.name !== null && h("code", { class: "id muted" }, job.id)),
     cell("State", { class: "state" }, h("div", { class: "state-line" }, state.element, since), reason),
     cell("Progress", { class: "wide" }, bar.element),

@@ -171,7 +171,8 @@ class JobForm {
       h("label", { for: "config-text" }, "Configuration"),
       this.text, this.textMessage,
       h("p", { class: "help", id: "config-text-help" },
-        "What is left out has its default. It replaces what the form holds."),
+        "What is left out has its default. It replaces what the form holds. ",
+        h("a", { href: "#/search" }, "A search, many trainings, has a page of its own.")),
       h("div", { class: "buttons" },
         h("button", { type: "button", onclick: async () => {
           if (await this.readText()) this.tabs.choose(0, { focus: true });
@@ -239,6 +240,6 @@ function tabs(label, entries, onChoose) {
 }
 
 /** Under which a submission that is sent twice is one job; `crypto.randomUUID` wants https. */
-function newKey() {
+export function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 }

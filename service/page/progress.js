@@ -1,12 +1,13 @@
 // A job's progress: a bar, and the figures under it.
 
 import { h, setText } from "./dom.js";
-import { duration, figure, percent } from "./format.js";
+import { duration, figure, percent, plural, shown } from "./format.js";
 import { isEnded } from "./states.js";
 
 /** The share of a run that is done, from 0 to 1; null where nobody knows. */
 export function shareOf(job) {
   if (job.state === "succeeded") return 1;
+  if (job.search_progress) return job.search_progress.num_done / job.search_progress.num_trials;
   return job.progress ? job.progress.num_batches_done / job.progress.num_batches : null;
 }
 
@@ -30,7 +31,16 @@ export function progress() {
   };
 }
 
+function ofSearch(job) {
+  const { num_done: done, num_trials: all, num_running: running, best } = job.search_progress;
+  const parts = [`${figure(done)} of ${plural(all, "trial")}`];
+  if (running && !isEnded(job.state)) parts.push(`${figure(running)} under way`);
+  for (const [name, value] of Object.entries(best)) parts.push(`best ${name} ${shown(name, value)}`);
+  return parts.join(" · ");
+}
+
 function details(job) {
+  if (job.search_progress) return ofSearch(job);
   const now = job.progress;
   if (!now) return "";
   const parts = [`epoch ${now.epoch} of ${now.num_epochs}`];

@@ -40,6 +40,11 @@ export class RunCharts {
     this.element = h("div", { class: "charts" }, this.empty, Object.values(this.charts).map((chart) => chart.element));
   }
 
+  /** Another number whenever there is more of the run. */
+  get version() {
+    return this.metrics.length;
+  }
+
   /** Take in what the job's page knows: whether there can be charts yet. */
   update(job) {
     const texts = {

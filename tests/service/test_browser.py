@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from laminar.config import Config
 from service.jobs.models import JobRequest
 from service.jobs.store import LOG
 from tests.service.conftest import Serve, Served
+from tests.service.test_searches import epoch_of, write_ledger
 from tests.unit.test_report import metrics_line, timeline_line
 
 expect.set_options(timeout=30_000)  # a busy machine is no failure
@@ -311,6 +313,82 @@ def test_light_and_dark_narrow_and_wide(served: Served, page: Any):
     for width in (360, 1600):
         page.set_viewport_size({"width": width, "height": 800})
         for path in (f"#/jobs/{job_id}", "#/new", "#/"):
+            page.goto(f"{served.url}/{path}")
+            page.get_by_role("heading", level=1).wait_for()
+            scrolls = "document.documentElement.scrollWidth > innerWidth"
+            assert not page.evaluate(scrolls), (width, path)
+
+
+SEARCH = """
+epochs: 2
+model: {name: resnet8, width: 4}
+data: {name: synthetic, image_size: 8, num_classes: 4, num_train: 41, num_test: 15}
+batch_size: 8
+optimizer:
+  lr: {loguniform: [0.01, 0.1]}
+search: {num_trials: 3, algorithm: random}
+"""
+
+
+def test_a_search_is_submitted_and_its_trials_are_watched(
+    served: Served, page: Any, tmp_path: Path
+):
+    page.goto(f"{served.url}/#/new")
+    page.get_by_role("link", name="New search").click()
+    text = page.get_by_label("Search file")
+    page.get_by_role("button", name="Insert an example").click()
+    assert "loguniform" in text.input_value()
+    text.fill(SEARCH.replace("0.01, 0.1", "-1, 1"))
+    page.get_by_text("`optimizer.lr.loguniform` must be a range with low > 0").wait_for()
+    assert text.get_attribute("aria-invalid") == "true"
+    text.fill(SEARCH)
+    page.get_by_label("Name").fill("step-size")
+    page.get_by_label("Cost and submission").get_by_text("Trials").wait_for()
+    page.get_by_role("button", name="Submit search").click()
+    page.get_by_role("heading", name="step-size").wait_for()
+    (job_id,) = served.store.ids()
+    spec = served.store.spec(job_id)
+    assert (spec.request.kind, spec.request.search_file["epochs"]) == ("search", 2)
+
+    served.tick()
+    served.say(job_id, "running")
+    served.tick()
+    ledger = write_ledger(served.run(job_id))
+    (served.run(job_id) / "best.yaml").write_text("epochs: 2\n")
+    (served.run(job_id) / "report.html").write_text(HOSTILE)
+    rows = page.get_by_role("table", name="Trials in the order of their starts").locator("tbody tr")
+    expect(rows).to_have_count(3)
+    assert rows.first.locator("th, td").all_inner_texts() == [
+        *("0 (best)", "finished", "2 of 2", "75.00\N{NO-BREAK SPACE}%", "0.02"),
+    ]
+    expect(rows.nth(1)).to_contain_text("a stage died")
+    page.get_by_text("Best: trial 0, test_accuracy 75.00").wait_for()
+    page.get_by_text("1 of 3 trials · 1 under way · best test_accuracy 75.00").wait_for()
+    for title in ("Trials", "Learning curves"):
+        heading = page.get_by_role("heading", name=title, exact=True)
+        page.get_by_role("figure").filter(has=heading).locator("svg.main-svg").first.wait_for()
+    ledger.report("cc", {"optimizer.lr": 0.09}, epoch_of(2, 0.875, is_last=True))
+    page.get_by_text("Best: trial 2, test_accuracy 87.50").wait_for()
+    ledger.note("cc", {"optimizer.lr": 0.09}, "failed", HOSTILE)
+    expect(rows.nth(2)).to_contain_text(HOSTILE)
+    served.say(job_id, "ended", "succeeded", "best of 3 trials: number 2, test_accuracy 0.875")
+    served.tick()
+    page.get_by_text("best of 3 trials").first.wait_for()
+    page.screenshot(path=tmp_path / "search.png", full_page=True)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Report", exact=True).click()
+    assert Path(download.value.path()).read_text() == HOSTILE
+    assert page.locator("main img, main script").count() == 0
+
+    page.get_by_role("link", name="Use as a template").click()
+    expect(page.get_by_label("Search file")).to_have_value(re.compile('"loguniform"'))
+    page.goto(served.url)
+    row = page.get_by_role("row").filter(has_text="step-size")
+    expect(row).to_contain_text("search")
+    expect(row).to_contain_text("1 of 3 trials")
+    for width in (360, 1600):
+        page.set_viewport_size({"width": width, "height": 800})
+        for path in (f"#/jobs/{job_id}", "#/search"):
             page.goto(f"{served.url}/{path}")
             page.get_by_role("heading", level=1).wait_for()
             scrolls = "document.documentElement.scrollWidth > innerWidth"
