@@ -108,7 +108,8 @@ class StageActor:
             is_new: Whether no checkpoint will be loaded.
 
         Returns:
-            For the environment record: device, threads; from stage 0 the data's mean and std.
+            For the environment record: address of the node, device, threads; from stage 0 the
+            data's mean and std.
         """
         torch.set_num_threads(num_threads)
         keep_freed_memory()
@@ -130,7 +131,11 @@ class StageActor:
             ahead += _VISITS_AHEAD * plan.config.correction.micro_batches
         self._mailbox = Mailbox(capacity=ahead + 1)
         self._max_in_flight = ahead + 1
-        info: dict[str, Any] = {"device": str(device), "num_threads": torch.get_num_threads()}
+        info: dict[str, Any] = {
+            "node": ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
+            "device": str(device),
+            "num_threads": torch.get_num_threads(),
+        }
         if self._inputs is not None:
             info["mean"], info["std"] = self._inputs.mean.tolist(), self._inputs.std.tolist()
         return info

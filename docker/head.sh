@@ -11,6 +11,7 @@
 #   LAMINAR_OBJECT_STORE_BYTES  of /dev/shm (Ray's default: 30% of memory)
 #   LAMINAR_TEMP_DIR            of sockets and logs; must be short (/tmp/ray)
 #   RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH    Ray's own token, the same on all nodes
+# Options of `ray start` may follow and win.
 set -euo pipefail
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 
@@ -27,4 +28,4 @@ options=(
   options+=(--object-store-memory "$LAMINAR_OBJECT_STORE_BYTES")
 [[ -z ${LAMINAR_TEMP_DIR:-} ]] || options+=(--temp-dir "$LAMINAR_TEMP_DIR")
 
-exec ray start "${options[@]}"
+exec ray start "${options[@]}" "$@"

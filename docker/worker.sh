@@ -4,6 +4,7 @@
 #   LAMINAR_HEAD                HOST:PORT of the head; must be set
 #   LAMINAR_NODE_IP, LAMINAR_NUM_CPUS, LAMINAR_NUM_GPUS, LAMINAR_OBJECT_STORE_BYTES, RAY_AUTH_MODE,
 #   RAY_AUTH_TOKEN_PATH         as in head.sh
+# Options of `ray start` may follow and win.
 set -euo pipefail
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 
@@ -17,4 +18,4 @@ options=(
 [[ -z ${LAMINAR_OBJECT_STORE_BYTES:-} ]] ||
   options+=(--object-store-memory "$LAMINAR_OBJECT_STORE_BYTES")
 
-exec ray start "${options[@]}"
+exec ray start "${options[@]}" "$@"

@@ -19,6 +19,7 @@ from service.jobs.models import ENDED
 DEFAULT_URL = "http://127.0.0.1:8484"
 _CONNECT_S, _TIMEOUT_S = 5.0, 90.0
 _NUM_TRIES = 4
+_NUM_FOLLOW_TRIES = 120  # a minute: a service that is being upgraded comes again
 _PAUSE_S = 0.5
 _RETRIED = (429, 502, 503, 504)
 _LONGEST_PAUSE_S = 10.0
@@ -166,7 +167,7 @@ class Connection:
                             return
             except httpx.TransportError as error:
                 num_failures += 1
-                if num_failures >= _NUM_TRIES * 5:
+                if num_failures >= _NUM_FOLLOW_TRIES:
                     raise self._unreachable(error) from error
             time.sleep(_PAUSE_S)  # the service went; it comes again, and so do we
 

@@ -25,7 +25,7 @@ import psutil
 
 from service.client import LaminarClient
 from service.jobs.models import ENDED, JobRequest
-from tests.end_to_end.service_process import ServiceProcess, ray_head
+from tests.end_to_end.deployment import deployment
 from tests.tiny import tiny_config
 
 NUM_EPOCHS = 2
@@ -145,10 +145,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="load") as name:
         folder = Path(name)
         options = ("--max-active-per-user", str(arguments.jobs))
-        with (
-            ray_head(folder, arguments.cpus) as ray,
-            ServiceProcess(folder, ray, *options).running() as service,
-        ):
+        with deployment(folder, *options, num_cpus=arguments.cpus) as deployed:
+            service = deployed.service
             assert service.process is not None
             process = psutil.Process(service.process.pid)
             started = time.monotonic()
