@@ -83,6 +83,7 @@ class Storage:
         if self.is_local:
             write_durably(Path(path), content)
             return
+        self._fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
         with self._fs.open_output_stream(path) as file:
             file.write(content)
 

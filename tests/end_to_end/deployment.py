@@ -24,6 +24,7 @@ BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "docker"
 START_S = 240.0
+_NODE_HEALTH = "52365/api/local_raylet_healthz"
 
 
 class ScriptProcess:
@@ -32,7 +33,7 @@ class ScriptProcess:
     Args:
         script: Its name.
         log: Where its output goes.
-        health: Port and path of its health check.
+        health: Port and path of its health checks.
         environment: All of it.
         options: Behind the script.
         node: Where to run it.
@@ -42,14 +43,13 @@ class ScriptProcess:
         self,
         script: str,
         log: Path,
-        health: str,
+        health: tuple[str, ...],
         environment: dict[str, str],
         *options: str,
         node: Node = Node(),  # noqa: B008 - frozen
     ) -> None:
         self._command = [*node.inside, str(SCRIPTS / script), *options]
-        self._check = [*node.inside, str(SCRIPTS / "health.sh"), f"http://127.0.0.1:{health}"]
-        self._seen_from_here = f"http://{node.address}:{health}"
+        self._health = health
         self._environment, self.log, self._node = environment, log, node
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -81,13 +81,19 @@ class ScriptProcess:
             time.sleep(0.05)
 
     def is_healthy(self) -> bool:
-        """Whether it says so to this process, and then to its health check."""
+        """Whether its health checks say so; to this process first, which is cheaper."""
         try:
-            if not httpx.get(self._seen_from_here, timeout=5).is_success:
-                return False
+            for check in self._health:
+                if not httpx.get(f"http://{self._node.address}:{check}", timeout=5).is_success:
+                    return False
         except httpx.HTTPError:
             return False
-        return subprocess.run(self._check, env=self._environment).returncode == 0
+        ask = [*self._node.inside, str(SCRIPTS / "health.sh")]
+        return all(
+            subprocess.run([*ask, f"http://127.0.0.1:{check}"], env=self._environment).returncode
+            == 0
+            for check in self._health
+        )
 
     def kill(self) -> None:
         """As the kernel does when memory is short: no goodbye, and none from its children."""
@@ -117,7 +123,7 @@ class ServiceProcess(ScriptProcess):
         super().__init__(
             "service.sh",
             folder / "service.log",
-            f"{port}/healthz",
+            (f"{port}/healthz",),
             environment | settings,
             *options,
         )
@@ -212,7 +218,7 @@ def _two_nodes(
         ScriptProcess(
             "head.sh",
             folder / "head.log",
-            "8265/api/gcs_healthz",
+            ("8265/api/gcs_healthz", _NODE_HEALTH),  # the first answers before it is a node
             {
                 **environment,
                 **cpus,
@@ -224,7 +230,7 @@ def _two_nodes(
         ScriptProcess(
             "worker.sh",
             folder / "worker.log",
-            "52365/api/local_raylet_healthz",
+            (_NODE_HEALTH,),
             {
                 **environment,
                 **cpus,
@@ -249,7 +255,7 @@ def _one_node(
     head = ScriptProcess(
         "head.sh",
         folder / "head.log",
-        f"{dashboard}/api/gcs_healthz",
+        (f"{dashboard}/api/gcs_healthz",),
         environment | settings,
         f"--dashboard-agent-listen-port={free_port()}",
     )
