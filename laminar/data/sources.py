@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -227,7 +228,18 @@ def _absolute(path: str) -> str:
 
 
 def _digits() -> tuple[Any, Any]:
-    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
+    """Return images 0..16 [N, 8, 8] and labels [N], as `sklearn.datasets.load_digits` does.
+
+    Read from scikit-learn's file, for to import scikit-learn takes driver and stages four seconds
+    each; by scikit-learn itself where it keeps that file elsewhere.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is not None and package.origin is not None:
+        file = Path(package.origin).with_name("datasets") / "data" / "digits.csv.gz"
+        if file.is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     return bunch.images, bunch.target

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class ScriptProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                start_new_session=True,
+                process_group=0,  # out of reach of Ctrl-C, within that of .ci/run
             )
 
     def start_again(self) -> None:
@@ -137,20 +137,26 @@ class ServiceProcess(ScriptProcess):
 
 @dataclass(frozen=True)
 class Deployment:
-    """A service that answers, of a cluster whose nodes do."""
+    """A service that answers, of a cluster whose head does."""
 
     service: ServiceProcess
-    num_nodes: int
+    nodes: tuple[ScriptProcess, ...]
+    """The head first."""
     why_one_node: str
     """Why there is only one; empty where there are two."""
+
+    def wait_for_nodes(self) -> None:
+        """Wait until all are healthy; a test that needs only the head goes on meanwhile."""
+        _wait(self.nodes)
 
 
 @contextmanager
 def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deployment]:
     """Start a head, a worker and a service side by side; end them, and all that they started.
 
-    The nodes are in network namespaces of their own. Where that is not allowed there is only the
-    head, with all the CPUs. Ray talks to those alone who have its token.
+    The nodes are in network namespaces of their own; the worker may still be starting. Where
+    namespaces are not allowed there is only the head, with all the CPUs. Ray talks to those alone
+    who have its token.
 
     Args:
         folder: For storage, logs and the token; must be empty.
@@ -186,16 +192,19 @@ def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deplo
         for process in (*nodes, service):
             stack.callback(process.kill)
         service.start()  # it waits for a cluster
-        _start(nodes)
+        head, *workers = nodes
+        _wait([head])
+        for worker in workers:  # which give up where there is no head yet
+            worker.start()
         service.wait()
-        yield Deployment(service, len(nodes), why)
+        yield Deployment(service, tuple(nodes), why)
 
 
-def _start(nodes: list[ScriptProcess]) -> None:
-    """Start each node when the one before is healthy, and again what ends meanwhile.
+def _wait(nodes: Sequence[ScriptProcess]) -> None:
+    """Wait until all are healthy, and start again what ends meanwhile, as compose does.
 
-    As compose does: Ray ends a node that is not up within thirty seconds, as on a busy machine, and
-    a worker ends with its head.
+    Ray ends a node that is not up within thirty seconds, as on a busy machine, and a worker ends
+    with its head.
     """
     deadline = time.monotonic() + START_S
     while not all(node.is_alive() and node.is_healthy() for node in nodes):

@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16, help="Submitting at a time.")
     parser.add_argument("--streams", type=int, default=50)
-    parser.add_argument("--cpus", type=int, default=2, help="Of the cluster.")
+    parser.add_argument("--cpus", type=int, default=2, help="Half on each node.")
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="Stop after them what is left."
     )
@@ -196,6 +196,7 @@ def main() -> None:
         folder = Path(name)
         options = ("--max-active-per-user", str(arguments.jobs))
         with deployment(folder, *options, num_cpus=arguments.cpus) as deployed:
+            deployed.wait_for_nodes()
             service = deployed.service
             assert service.process is not None
             process = psutil.Process(service.process.pid)

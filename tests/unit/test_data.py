@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from sklearn.datasets import load_digits
 
 from laminar.config import Config, DigitsConfig, MnistConfig, SyntheticConfig
-from laminar.data import describe, load_images, load_labels, num_test_batches, open_inputs
+from laminar.data import (
+    describe,
+    load_images,
+    load_labels,
+    num_test_batches,
+    open_inputs,
+    sources,
+)
 from laminar.data.augment import augment, channel_stats, epoch_order, normalize
 from laminar.data.batches import InputBatches, LabelBatches
 from laminar.data.philox import philox4x32, sample_bits
@@ -203,6 +212,18 @@ def test_digits_are_the_published_halves_unshuffled():
     assert pixels.dtype == torch.uint8
     assert (int(pixels.min()), int(pixels.max())) == (0, 255)
     assert np.array_equal(np.round(pixels[:, 0].numpy() * (16 / 255)), bunch.images)
+
+
+def test_digits_are_read_without_scikit_learn_and_by_it_where_the_file_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: pytest.fail("it was asked"))
+        ours = sources._digits()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for array, theirs in zip(ours, sources._digits(), strict=True):
+        assert array.dtype == theirs.dtype
+        assert np.array_equal(array, theirs)
 
 
 def test_synthetic_images_are_the_same_every_time():
