@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.types import Lifespan
 
 from laminar import __version__
 from service.api import configs, jobs, page, problems, run, timelines, trials
@@ -53,25 +54,11 @@ def create_app(
         RateLimiter(settings.requests_per_s, settings.burst),
     )
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        thread = None
-        if dispatch_s is not None:
-            thread = threading.Thread(
-                target=manager.dispatcher.run, args=(dispatch_s,), daemon=True
-            )
-            thread.start()
-        yield
-        context.is_closing = True
-        manager.dispatcher.close()
-        if thread is not None:
-            thread.join(timeout=30)
-
     app = FastAPI(
         title="Laminar",
         version=__version__,
         description=_DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=_lifespan(context, dispatch_s),
         # Their pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
@@ -89,6 +76,24 @@ def create_app(
     app.add_middleware(TimedRequests, telemetry=telemetry)
     app.add_middleware(Guard, hosts=settings.hosts)
     return app
+
+
+def _lifespan(context: Context, dispatch_s: float | None) -> Lifespan[FastAPI]:
+    """Run the dispatcher, if wanted, as long as the application lives."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        dispatcher, thread = context.manager.dispatcher, None
+        if dispatch_s is not None:
+            thread = threading.Thread(target=dispatcher.run, args=(dispatch_s,), daemon=True)
+            thread.start()
+        yield
+        context.is_closing = True
+        dispatcher.close()
+        if thread is not None:
+            thread.join(timeout=30)
+
+    return lifespan
 
 
 def _add_probes(app: FastAPI) -> None:

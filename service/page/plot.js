@@ -15,9 +15,14 @@ function load() {
   return loading;
 }
 
-/** A colour of the style sheet, as the theme has it now. */
+// Something to be coloured: Plotly does not know `light-dark()`, what the browser makes of it it does.
+const probe = document.body.appendChild(h("span", { hidden: true }));
+
+/** A colour of the style sheet, as the theme has it now; empty where there is none of that name. */
 export function color(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const value = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  probe.style.color = value;
+  return value && getComputedStyle(probe).color;
 }
 
 export const CUTS = ["series-1", "series-2", "series-3", "series-4", "series-5", "series-6"];

@@ -296,12 +296,16 @@ def test_a_token_is_asked_for_kept_in_the_tab_and_rules_what_is_offered(
 
 def test_light_and_dark_narrow_and_wide(served: Served, page: Any):
     job_id = running(served)
-    write_run(served, job_id, 1)
+    write_run(served, job_id, 2)
     background = "getComputedStyle(document.body).backgroundColor"
     page.emulate_media(color_scheme="dark")
     page.goto(f"{served.url}/#/jobs/{job_id}")
     dark = page.evaluate(background)
+    line = page.locator("path.js-line").first  # of a chart, which Plotly draws
+    line.wait_for(state="attached")
+    dark_line = line.get_attribute("style")
     page.emulate_media(color_scheme="light")
+    page.locator(f"path.js-line:not([style='{dark_line}'])").first.wait_for(state="attached")
     light = page.evaluate(background)
     assert light != dark
     toggle = page.get_by_role("button", name="Theme")
