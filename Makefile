@@ -28,7 +28,7 @@ test-rest: install
 	$(BIN)/python -m pytest tests/unit tests/property tests/service $(ARGS)
 
 .PHONY: test-load
-# 200 jobs at once on a cluster of two CPUs: 20 minutes and both cores; ARGS='--jobs 20' for fewer.
+# 200 jobs at once on a cluster of two CPUs: 50 minutes and both cores; ARGS='--jobs 20' for fewer.
 test-load: install
 	$(BIN)/python -m tests.load.run $(ARGS)
 

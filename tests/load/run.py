@@ -1,8 +1,8 @@
 """`make test-load`: many tiny jobs at once on a small cluster, and many listeners.
 
 Checks that none is lost and none runs twice, and prints what the API's answers took, what the
-service's memory did, and how the live streams fared. Takes about six seconds a job on two cores, as
-each is a driver and a stage that import torch; not part of `make test`.
+service's memory did, and how the live streams fared. Takes fourteen seconds a job on two cores, as
+each is a driver, a coordinator and a stage that import torch; not part of `make test`.
 """
 
 from __future__ import annotations
@@ -118,9 +118,9 @@ def poll_until_done(
     """
     memory = []
     deadline = time.monotonic() + most_s
-    with LaminarClient(url) as client:
+    with LaminarClient(url) as client, httpx.Client(base_url=url) as plain:
         while True:
-            watch.time("list", lambda: httpx.get(f"{url}/v1/jobs", params={"limit": 50}))
+            watch.time("list", lambda: plain.get("/v1/jobs", params={"limit": 50}))
             watch.time("get", lambda: client.job(jobs[len(memory) % len(jobs)]))
             watch.time("cluster", client.cluster)
             memory.append(process.memory_info().rss / 1e6)
@@ -234,7 +234,7 @@ def main() -> None:
     if arguments.record:
         (HERE / "results.json").write_text(json.dumps(report, indent=1) + "\n")
         (HERE / "table.md").write_text(table(report))
-    print(f"{arguments.jobs} passed, 0 failed")
+    print("passed")
 
 
 if __name__ == "__main__":
