@@ -145,6 +145,10 @@ class Deployment:
     why_one_node: str
     """Why there is only one; empty where there are two."""
 
+    @property
+    def num_nodes(self) -> int:
+        return len(self.nodes)
+
     def wait_for_nodes(self) -> None:
         """Wait until all are healthy; a test that needs only the head goes on meanwhile."""
         _wait(self.nodes)

@@ -101,7 +101,7 @@ def test_three_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_noth
                     break
             assert client.job(large).reason == "needs 4 GPUs, the cluster has 0"
             assert client.cluster().versions == versions_here()
-            assert len(client.cluster().nodes) == len(deployed.nodes)
+            assert len(client.cluster().nodes) == deployed.num_nodes
             client.stop(split)
             stopped = wait(client, split, lambda job: job.state == "stopped")
             _, _, kept = stopped.reason.partition("last checkpoint: epoch_")
@@ -147,7 +147,7 @@ def test_three_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_noth
     assert done["split"].reason == f"test accuracy {accuracy:.4f}"
     assert run.plot_file.stat().st_size > 1000
     stages = json.loads(run.environment_file.read_text())["stages"]
-    assert len({stage["node"] for stage in stages}) == len(deployed.nodes)
+    assert len({stage["node"] for stage in stages}) == deployed.num_nodes
     if deployed.why_one_node:
         pytest.skip(f"passed, but on one node: {deployed.why_one_node}")
 
