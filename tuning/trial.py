@@ -9,6 +9,7 @@ what Tune had not yet taken note of; a clone by PBT takes over the copy of the o
 from __future__ import annotations
 
 import json
+import logging
 import math
 import queue
 import shutil
@@ -79,6 +80,8 @@ def run_trial(params: Params, tree: dict[str, Any], search_folder: str) -> None:
         UserError: The parameters do not go together.
         TrainingError: A stage failed.
     """
+    # It says at every epoch where a checkpoint is, and that would fill the log of a job.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     search = parse_search(tree)
     plans = [_plan(config) for config in search.configs(params)]
     trial_id = tune.get_context().get_trial_id()

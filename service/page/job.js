@@ -156,9 +156,11 @@ class JobView {
     };
     this.log.clear();
     follow(this.id, `logs/events?most=${LOG_BYTES}`, { signal, onBreak, onEvent: (event) => this.log.take(event) });
-    follow(this.id, "metrics/events", { signal, onBreak, onEvent: (event) => {
+    // Of a search only new lines of its ledger count: its trials are asked for as a whole.
+    const query = this.job.kind === "search" ? `?start=${Number.MAX_SAFE_INTEGER}` : "";
+    follow(this.id, `metrics/events${query}`, { signal, onBreak, onEvent: (event) => {
       if (event.event === "epoch") this.charts.addEpoch(JSON.parse(event.data));
-      else if (event.event === "trial") this.charts.soon();
+      else if (event.event === "trial" || event.event === "search") this.charts.soon();
       else if (event.event === "progress") this.charts.setProgress(JSON.parse(event.data));
       else this.refresh();
     } });

@@ -16,7 +16,7 @@ const TEXTS = {
 
 export class Trials {
   constructor(id, signal) {
-    Object.assign(this, { id, signal, job: null, found: null, version: 0 });
+    Object.assign(this, { id, signal, job: null, found: null });
     this.charts = Object.fromEntries(Object.entries(TEXTS).map(([name, texts]) => [name, new Chart(...texts, signal)]));
     this.empty = h("p", { class: "panel muted empty-charts" });
     this.best = h("p", { class: "best" });
@@ -32,9 +32,15 @@ export class Trials {
       this.charts.values.element, this.charts.front.element, this.charts.curves.element, this.table);
   }
 
+  /** Another number whenever there may be other files: a trial has begun or ended. */
+  get version() {
+    const trials = this.found?.trials ?? [];
+    return trials.length + trials.filter((trial) => trial.status !== "running").length;
+  }
+
   /** Take in what the job's page knows. */
   update(job) {
-    const isOver = isEnded(job.state) && this.job !== null && !isEnded(this.job.state);
+    const isNews = this.job === null || (isEnded(job.state) && !isEnded(this.job.state));
     this.job = job;
     const texts = {
       queued: "Trials appear when the search has left the queue.",
@@ -42,12 +48,11 @@ export class Trials {
     };
     this.empty.hidden = Boolean(this.found?.trials.length);
     setText(this.empty, texts[job.state] ?? "No trial has begun.");
-    if (isOver) this.soon();
+    if (isNews) this.soon();
   }
 
-  /** The ledger has another line: load the trials in a moment, as many may come at once. */
+  /** There is news of the search: load the trials in a moment, as many may come at once. */
   soon() {
-    this.version += 1;
     this.timer ??= setTimeout(async () => {
       this.timer = null;
       if (this.signal.aborted) return;
@@ -55,7 +60,7 @@ export class Trials {
         this.found = await api.trials(this.id, { signal: this.signal });
         this.draw();
       } catch {
-        return; // the next line asks again
+        return; // the next news asks again
       }
     }, LOAD_AFTER_MS);
   }

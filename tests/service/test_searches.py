@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from laminar.errors import ConfigError
+from service.api.streams import parse_lines
 from service.client import LaminarClient, ServiceError
+from service.commands.in_words import ledger_line
 from service.jobs import entry
 from service.jobs.admission import fitting
 from service.jobs.manager import Conflict
@@ -480,3 +482,15 @@ def test_the_kinds_of_requests_are_told_apart():
     for one in (JobRequest(), search_request()):
         assert adapter.validate_json(one.model_dump_json()) == one
     assert adapter.validate_python({}) == JobRequest()
+
+
+def test_lines_of_a_ledger_are_told_in_words(tmp_path: Path):
+    write_ledger(tmp_path)
+    lines = parse_lines((tmp_path / "trials.jsonl").read_bytes())
+    assert [ledger_line(line) for line in lines if ledger_line(line)][3:] == [
+        "trial aa epoch 1: test accuracy 0.5",
+        "trial aa epoch 2: test accuracy 0.75",
+        "trial aa finished",
+        "trial bb failed: a stage died",
+        "trial cc epoch 1: test accuracy not finite",
+    ]
