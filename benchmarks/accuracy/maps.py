@@ -64,7 +64,9 @@ for _rule in RULES:
 
 
 def write_maps(results: Path, page: Path) -> None:
-    """Write both maps; a cell that no seed has reached is a dash."""
+    """Write both maps if anything of them is there; a cell that no seed has reached is a dash."""
+    if not any((results / f"{name}-seed0.jsonl").exists() for name in CASES):
+        return
     numbers = LATENESS["micro_batches"]
     rows = [f"Serial: {_cell(results, 'map-serial')}. {PASSES} passes; mean of as many seeds."]
     rows += ["", *_head(["K", "d", *(f"M={m}" for m in numbers)])]

@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.one_process import train_in_one_process
 from benchmarks.serial import train_serial
-from laminar.config import Config
+from laminar.config import Config, ParallelConfig, SgdConfig
 from tuning.config import Search, load_search
 from tuning.ledger import LEDGER_FILE, SEARCH_FILE, Ledger, Trial, best_trials
 from tuning.report import write_report
@@ -40,6 +40,9 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
 }
 """Which sections of the winner are put back to their defaults: what did it win by? Serial training
 has no parallel phase, and shows what a step size is worth without it."""
+
+DEFAULTS = {"optimizer": SgdConfig(lr=0.1, momentum=0.9), "parallel": ParallelConfig()}
+"""As they were when the search was recorded."""
 
 SETTINGS = {
     "": "10 passes, as searched",
@@ -67,7 +70,7 @@ def train(search: Search, setting: str, name: str, seed: int) -> list[dict[str, 
     config = search.configs(winner(search).params)[0]
     if setting == "digits-":
         config = Config(optimizer=config.optimizer, parallel=config.parallel)
-    changes = {section: type(getattr(config, section))() for section in CONTENDERS[name]}
+    changes = {section: DEFAULTS[section] for section in CONTENDERS[name]}
     if setting == "passes20-":
         changes["epochs"] = 20
     config = config.model_copy(update={**changes, "seed": seed})

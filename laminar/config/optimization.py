@@ -25,8 +25,8 @@ class SgdConfig(FrozenModel):
     """SGD with momentum, Nesterov's if wanted, as torch.optim.SGD defines it."""
 
     name: Literal["sgd"] = Field("sgd", description="Optimiser.")
-    lr: float = Field(0.1, gt=0, description="Peak learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum coefficient mu.")
+    lr: float = Field(0.23, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.85, ge=0, lt=1, description="Momentum coefficient mu.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 coefficient, on every parameter.")
     nesterov: bool = Field(False, description="Step along g + mu v instead of v.")
     clip_norm: _ClipNorm = None

@@ -251,7 +251,7 @@ def test_a_run_without_a_timeline_still_has_a_report(tmp_path: Path):
 
 
 def test_only_settings_that_differ_are_listed():
-    one = Config.model_validate({"num_stages": 1})
+    one = Config.model_validate({"num_stages": 1, "optimizer": {"lr": 0.1}})
     two = Config.model_validate(
         {"optimizer": {"lr": 0.2}, "data": {"name": "digits", "flip": True}}
     )
