@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from laminar.checkpoint import load_tensors, read_manifest
+from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.config import Config
+from laminar.config_file import load_config
 from laminar.data import describe
 from laminar.evaluation import evaluate_run
 from laminar.plan import make_plan
 from laminar.run_directory import RunDirectory
 from service.client import LaminarClient
-from service.jobs.models import ENDED, Job, JobRequest
+from service.jobs.models import ENDED, Job, JobRequest, SearchRequest
 from service.jobs.versions import versions_here
 from tests.end_to_end.deployment import Deployment
 from tests.tiny import differing, run_reference, tiny_config
@@ -154,3 +155,36 @@ def test_three_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_noth
 
 def heads(lines: list[str]) -> list[str]:
     return [line[:12] for line in lines if line.startswith("-- ")]
+
+
+@pytest.mark.timeout(300)
+def test_a_search_ends_with_a_configuration_that_trains_to_the_same(
+    deployed: Deployment, tmp_path: Path
+):
+    """Two trials, one after the other, in one driver; the best of them is fetched."""
+    tree = {
+        **config("short", 1, 0.4).model_dump(mode="json", exclude_defaults=True),
+        "optimizer": {"lr": {"choice": [1e-6, 0.05]}},
+        "search": {"num_trials": 2, "algorithm": "grid"},
+    }
+    with LaminarClient(deployed.service.url) as client:
+        request = SearchRequest(search_file=tree, name="search", versions=versions_here())
+        job = client.submit(request)
+        lines = [e.json() for e in client.follow_metrics(job.id) if e.event == "trial"]
+        done = client.job(job.id)
+        assert done.state == "succeeded", (done.reason, client.logs(job.id))
+        assert lines == client.metrics(job.id)
+        found = client.trials(job.id)
+        assert [trial.status for trial in found.trials] == ["finished"] * 2
+        best = found.trials[found.best[0]]
+        assert done.search_progress.best == best.values
+        client.download(job.id, "best.yaml", tmp_path / "best.yaml")
+        client.download_run(job.id, tmp_path / "fetched", f"{best.id}/runs/seed_0")
+        assert "report.html" in {file.path for file in client.artifacts(job.id)}
+        client.delete(job.id)
+    chosen = load_config(tmp_path / "best.yaml")
+    assert chosen.optimizer.lr == best.params["optimizer.lr"]
+    run = RunDirectory(tmp_path / "fetched" / best.id / "runs" / "seed_0")
+    saved = load_tensors(read_manifest(list_checkpoints(run.checkpoints)[-1]))
+    reference = run_reference(make_plan(chosen, describe(chosen.data)))
+    assert differing(reference.state(), saved) == []
