@@ -4,16 +4,16 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-commands test-ray test-engine test-rest lint install clean
+.PHONY: train test test-commands test-ray test-engine test-unit test-service lint install clean
 
 train: install
 	$(BIN)/laminar train $(ARGS)
 
-# Two of four parts run at once, the long ones first: three at once get into each other's way on
+# Two of five parts run at once, the long ones first: three at once get into each other's way on
 # two cores.
 test: install
 	@$(MAKE) --no-print-directory --keep-going --jobs 2 \
-		test-commands test-ray test-engine test-rest
+		test-commands test-ray test-engine test-unit test-service
 
 test-commands: install # in processes of their own, with a Ray or a cluster of their own
 	$(BIN)/python -m pytest tests/end_to_end $(ARGS)
@@ -24,8 +24,11 @@ test-ray: install # in a Ray that all tests share
 test-engine: install # against the reference, without Ray
 	$(BIN)/python -m pytest tests/equivalence $(ARGS)
 
-test-rest: install
-	$(BIN)/python -m pytest tests/unit tests/property tests/service $(ARGS)
+test-unit: install
+	$(BIN)/python -m pytest tests/unit tests/property $(ARGS)
+
+test-service: install # on a cluster that answers by script, and its page in Chromium
+	$(BIN)/python -m pytest tests/service $(ARGS)
 
 .PHONY: test-load
 # 200 jobs at once on a cluster of two CPUs: 50 minutes and both cores; ARGS='--jobs 20' for fewer.

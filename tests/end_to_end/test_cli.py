@@ -208,48 +208,21 @@ def interrupt_group(process: Process) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def stopped_after_a_checkpoint(
-    arguments: list[object], folder: Path, how: Callable[[Process], None]
-) -> Ended:
-    """Run until the run `two` has one more checkpoint, then send a signal."""
-    checkpoints = folder / "runs" / "two" / "checkpoints"
-    before = list_checkpoints(checkpoints)[-1:]
-
-    def stop(process: Process) -> None:
-        wait_until(lambda: list_checkpoints(checkpoints)[-1:] != before, process)
-        how(process)
-
-    return run(*arguments, cwd=folder, while_running=stop)
-
-
 @pytest.fixture(scope="module")
 def interrupted(folder: Path) -> tuple[Ended, list[str]]:
-    """The run `two`, stopped by Ctrl-C, and the checkpoints that it left."""
-    done = stopped_after_a_checkpoint(
-        ["train", "tiny.yaml", "--name", "two"], folder, interrupt_group
-    )
-    return done, [p.name for p in list_checkpoints(folder / "runs" / "two" / "checkpoints")]
+    """The run `two`, stopped by Ctrl-C after an epoch or more, and the checkpoints that it left."""
+    checkpoints = folder / "runs" / "two" / "checkpoints"
+
+    def stop(process: Process) -> None:
+        wait_until(lambda: list_checkpoints(checkpoints) != [], process)
+        interrupt_group(process)
+
+    done = run("train", "tiny.yaml", "--name", "two", cwd=folder, while_running=stop)
+    return done, [p.name for p in list_checkpoints(checkpoints)]
 
 
-@pytest.fixture(scope="module")
-def address(ray_session: Any) -> str:
-    found: str = ray_session.get_runtime_context().gcs_address
-    return found
-
-
-@pytest.fixture(scope="module")
-def terminated(interrupted: Any, address: str, folder: Path) -> tuple[Ended, list[str]]:
-    """The same, resumed in a running cluster and stopped by SIGTERM."""
-    resume = ["resume", "runs/two", "--address", address]
-    done = stopped_after_a_checkpoint(resume, folder, Process.terminate)
-    return done, [p.name for p in list_checkpoints(folder / "runs" / "two" / "checkpoints")]
-
-
-@pytest.mark.parametrize("how", ["interrupted", "terminated"])
-def test_a_signal_ends_a_run_cleanly(
-    how: str, folder: Path, ray_session: Any, request: pytest.FixtureRequest
-):
-    done, checkpoints = request.getfixturevalue(how)
+def test_ctrl_c_ends_a_run_cleanly(interrupted: tuple[Ended, list[str]], folder: Path):
+    done, checkpoints = interrupted
     two = folder / "runs" / "two"
     assert done.code == 130, done.err
     assert checkpoints
@@ -260,20 +233,23 @@ def test_a_signal_ends_a_run_cleanly(
     assert not [line for line in done.err.splitlines() if not line.startswith("epoch ")]
     assert done.survivors == []
     assert (two / "plot.png").is_file()
-    # The second was in the Ray of this process, which must be left running.
-    assert ray_session.get(ray_session.remote(num_cpus=0)(lambda: 1).remote()) == 1
 
 
 @pytest.fixture(scope="module")
-def resumed(terminated: Any, folder: Path) -> Ended:
-    """The same, resumed again, to its end."""
-    checkpoints = list_checkpoints(folder / "runs" / "two" / "checkpoints")
-    assert checkpoints[-1].name != f"epoch_{NUM_EPOCHS:04d}"
-    return run("resume", "runs/two", "--quiet", cwd=folder)
+def address(ray_session: Any) -> str:
+    found: str = ray_session.get_runtime_context().gcs_address
+    return found
 
 
-def test_a_broken_run_resumes_to_the_same_end(
-    resumed: Ended, trained: Ended, one: RunDirectory, folder: Path
+@pytest.fixture(scope="module")
+def resumed(interrupted: tuple[Ended, list[str]], address: str, folder: Path) -> Ended:
+    """The same, resumed in a running cluster, to its end."""
+    assert interrupted[1][-1] != f"epoch_{NUM_EPOCHS:04d}"
+    return run("resume", "runs/two", "--address", address, "--quiet", cwd=folder)
+
+
+def test_a_broken_run_resumes_to_the_same_end_in_a_running_cluster(
+    resumed: Ended, trained: Ended, one: RunDirectory, folder: Path, ray_session: Any
 ):
     two, done = folder / "runs" / "two", resumed
     assert (done.code, done.err) == (0, "")
@@ -282,6 +258,8 @@ def test_a_broken_run_resumes_to_the_same_end(
     assert comparable(two) == comparable(one.path)
     assert differing(newest(one.path), newest(two)) == []
     assert done.survivors == []
+    # Whose cluster it is must find it running.
+    assert ray_session.get(ray_session.remote(num_cpus=0)(lambda: 1).remote()) == 1
 
 
 def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
@@ -299,7 +277,7 @@ def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_shows_every_epoch_once(
     name: str, one: RunDirectory, resumed: Ended, folder: Path
 ):
-    """`two` was interrupted twice: what it did again must not be there twice."""
+    """`two` was interrupted: what it did again must not be there twice."""
     run = RunDirectory(folder / "runs" / name)
     shown = scalars(run)
     for split in ("train", "test"):
@@ -311,7 +289,7 @@ def test_tensorboard_shows_every_epoch_once(
     assert "violation/cut_at_block_2/parallel" in shown
 
 
-def test_stopping_while_ray_starts_leaves_nothing(folder: Path):
+def test_sigterm_while_ray_starts_leaves_nothing(folder: Path):
     def stop(process: Process) -> None:
         wait_until(lambda: "raylet" in living(process.pid), process)
         process.terminate()

@@ -72,12 +72,11 @@ def test_the_ledger_is_that_of_the_scripted_engine(unbroken):
     assert entry["cuts"][0]["violation"] > 0
 
 
-@pytest.mark.parametrize("epochs_done", [1, 3])
-def test_resumed_equals_unbroken(unbroken, tmp_path, epochs_done):
+def test_resumed_equals_unbroken(unbroken, tmp_path):
     path, *_ = unbroken
     broken = tmp_path / "run"
     shutil.copytree(path, broken)
-    for folder in list_checkpoints(broken / "checkpoints")[epochs_done:]:
+    for folder in list_checkpoints(broken / "checkpoints")[1:]:
         shutil.rmtree(folder)
     result = LayerParallelTrainer.resume(broken).fit()
     assert differing(newest(path), newest(broken)) == []
