@@ -1,14 +1,13 @@
 // The form that submits a job, made of the schemas of the configuration and of the request.
 
 import { api } from "./api.js";
-import { announce, h, setText } from "./dom.js";
-import { showEstimate } from "./estimate.js";
+import { h, setText } from "./dom.js";
 import { Fields, firstLine } from "./fields.js";
 import { words } from "./format.js";
 import { changes, fieldOf, kindOf } from "./schema.js";
+import { Submission } from "./submission.js";
 
 const OPEN_AT_FIRST = ["model", "data"];
-const ESTIMATE_AFTER_MS = 500;
 const JOB_FIELDS = ["name", "priority", "max_retries", "keep"];
 
 export async function showNew(root, { signal, user }, template) {
@@ -25,16 +24,15 @@ export async function showNew(root, { signal, user }, template) {
   form.fill(from?.config ?? defaults, from ?? {});
 }
 
-class JobForm {
+class JobForm extends Submission {
   constructor(schema, requestSchema, defaults, signal) {
-    Object.assign(this, { schema, requestSchema, defaults, signal });
-    this.key = newKey();
-    this.asked = 0;
+    super(signal, "Submit job");
+    Object.assign(this, { schema, requestSchema, defaults });
     this.job = h("div", { class: "fields" });
     this.sections = h("div");
     this.message = h("p", { class: "notice error", role: "alert", hidden: true });
     this.estimate = h("div", { class: "estimate", "aria-live": "polite" });
-    this.button = h("button", { class: "primary", type: "submit" }, "Submit job");
+    this.button = h("button", { class: "primary", type: "submit" }, this.label);
     this.form = h("form", { novalidate: true, onsubmit: (event) => {
       event.preventDefault();
       this.submit();
@@ -89,30 +87,9 @@ class JobForm {
     return { ...Object.fromEntries(this.parts.map(([key, field]) => [key, field.get()])), config };
   }
 
-  changed({ atOnce = false } = {}) {
-    this.key = newKey();
+  changed(when) {
     for (const { key, field, group } of this.config) group?.update(field, this.defaults[key]);
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.ask(), atOnce ? 0 : ESTIMATE_AFTER_MS);
-  }
-
-  /** Let the service judge what is there so far, and say what it would take. */
-  async ask() {
-    const number = (this.asked += 1);
-    this.estimate.setAttribute("aria-busy", "true");
-    try {
-      const [found, cluster] = await Promise.all([
-        api.estimate(this.request(), { signal: this.signal }), api.cluster({ signal: this.signal })]);
-      if (number !== this.asked) return;
-      this.clear();
-      showEstimate(this.estimate, found, cluster);
-    } catch (problem) {
-      if (this.signal.aborted || number !== this.asked) return;
-      this.show(problem);
-      this.estimate.replaceChildren(h("p", { class: "muted" }, "Known once the mistake is mended."));
-    } finally {
-      if (number === this.asked) this.estimate.removeAttribute("aria-busy");
-    }
+    super.changed(when);
   }
 
   clear() {
@@ -139,25 +116,13 @@ class JobForm {
     return null;
   }
 
-  async submit() {
-    clearTimeout(this.timer);
-    this.asked += 1;
-    this.button.disabled = true;
-    this.button.textContent = "Submitting…";
-    try {
-      if (!this.form.hidden || (await this.readText())) {
-        const job = await api.submit(this.request(), this.key);
-        announce(`Submitted as ${job.name ?? job.id}`);
-        location.hash = `#/jobs/${encodeURIComponent(job.id)}`;
-      }
-    } catch (problem) {
-      this.tabs.choose(0);
-      this.show(problem)?.focus();
-    } finally {
-      this.estimate.removeAttribute("aria-busy");
-      this.button.disabled = false;
-      this.button.textContent = "Submit job";
-    }
+  reveal() {
+    this.tabs.choose(0);
+  }
+
+  /** From the other tab, once what was pasted there could be read. */
+  submit() {
+    return super.submit(async () => !this.form.hidden || this.readText());
   }
 
   makeText() {
@@ -237,9 +202,4 @@ function tabs(label, entries, onChoose) {
   } }, buttons);
   choose(0);
   return { element: h("div", {}, bar, entries.map(([, panel]) => panel)), choose };
-}
-
-/** Under which a submission that is sent twice is one job; `crypto.randomUUID` wants https. */
-export function newKey() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 }

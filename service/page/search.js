@@ -1,12 +1,10 @@
 // The form that submits a search: its file as text, judged by the service while it is written.
 
 import { api } from "./api.js";
-import { announce, h, setText } from "./dom.js";
-import { showEstimate } from "./estimate.js";
+import { h, setText } from "./dom.js";
 import { Fields } from "./fields.js";
-import { newKey } from "./new.js";
+import { Submission } from "./submission.js";
 
-const ASK_AFTER_MS = 500;
 const JOB_FIELDS = ["name", "priority", "max_retries"];
 const EXAMPLE = `# The step size, with look-ahead and without, on handwritten digits.
 epochs: 12
@@ -35,10 +33,9 @@ export async function showSearch(root, { signal, user }, template) {
   form.changed({ atOnce: true });
 }
 
-class SearchForm {
+class SearchForm extends Submission {
   constructor(schema, from, signal) {
-    this.signal = signal;
-    this.asked = 0;
+    super(signal, "Submit search");
     this.fields = new Fields(schema, () => this.changed());
     this.parts = JOB_FIELDS.map((key) => [key, this.fields.make(schema.properties[key], key, from?.[key])]);
     this.text = h("textarea", {
@@ -48,7 +45,7 @@ class SearchForm {
     this.text.value = from?.search_file ? JSON.stringify(from.search_file, null, 2) : "";
     this.message = h("p", { class: "field-error", id: "search-text-error", role: "alert" });
     this.estimate = h("div", { class: "estimate", "aria-live": "polite" });
-    this.button = h("button", { class: "primary", type: "submit", form: "job-form" }, "Submit search");
+    this.button = h("button", { class: "primary", type: "submit", form: "job-form" }, this.label);
     const form = h("form", { id: "job-form", novalidate: true, "aria-label": "Search", onsubmit: (event) => {
       event.preventDefault();
       this.submit();
@@ -72,41 +69,21 @@ class SearchForm {
           h("h2", {}, "What it will take"), this.estimate, this.button)));
   }
 
-  changed({ atOnce = false } = {}) {
-    this.key = newKey();
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.ask(), atOnce ? 0 : ASK_AFTER_MS);
-  }
-
   async request() {
     const searchFile = await api.readSearchFile(this.text.value, { signal: this.signal });
     const job = Object.fromEntries(this.parts.map(([key, field]) => [key, field.get()]));
     return { ...job, kind: "search", search_file: searchFile };
   }
 
-  /** Let the service judge what is there so far, and say what it would take. */
   async ask() {
-    const number = (this.asked += 1);
-    if (!this.text.value.trim()) {
-      this.clear();
-      this.estimate.replaceChildren(h("p", { class: "muted" }, "Known once there is a search file."));
+    if (this.text.value.trim()) {
+      await super.ask();
       return;
     }
-    this.estimate.setAttribute("aria-busy", "true");
-    try {
-      const [found, cluster] = await Promise.all([
-        this.request().then((request) => api.estimate(request, { signal: this.signal })),
-        api.cluster({ signal: this.signal })]);
-      if (number !== this.asked) return;
-      this.clear();
-      showEstimate(this.estimate, found, cluster);
-    } catch (problem) {
-      if (this.signal.aborted || number !== this.asked) return;
-      this.show(problem);
-      this.estimate.replaceChildren(h("p", { class: "muted" }, "Known once the mistake is mended."));
-    } finally {
-      if (number === this.asked) this.estimate.removeAttribute("aria-busy");
-    }
+    this.asked += 1; // what is under way is of no interest any more
+    this.clear();
+    this.estimate.replaceChildren(h("p", { class: "muted" }, "Known once there is a search file."));
+    this.estimate.removeAttribute("aria-busy");
   }
 
   clear() {
@@ -123,23 +100,5 @@ class SearchForm {
     setText(this.message, problem.message);
     this.text.setAttribute("aria-invalid", "true");
     return this.text;
-  }
-
-  async submit() {
-    clearTimeout(this.timer);
-    this.asked += 1;
-    this.button.disabled = true;
-    this.button.textContent = "Submitting…";
-    try {
-      const job = await api.submit(await this.request(), this.key);
-      announce(`Submitted as ${job.name ?? job.id}`);
-      location.hash = `#/jobs/${encodeURIComponent(job.id)}`;
-    } catch (problem) {
-      if (!this.signal.aborted) this.show(problem).focus();
-    } finally {
-      this.estimate.removeAttribute("aria-busy");
-      this.button.disabled = false;
-      this.button.textContent = "Submit search";
-    }
   }
 }
