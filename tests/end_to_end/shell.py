@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from laminar.run_directory import RunDirectory
+
 Process = subprocess.Popen[str]
 
 TIMEOUT_S = 110
@@ -30,7 +32,10 @@ class Ended:
 
 
 def run(
-    *arguments: object, cwd: Path, while_running: Callable[[Process], None] | None = None
+    *arguments: object,
+    cwd: Path,
+    while_running: Callable[[Process], None] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Ended:
     """Run `laminar ARGUMENTS` to its end.
 
@@ -38,12 +43,31 @@ def run(
         arguments: As strings.
         cwd: Working folder.
         while_running: Called with the process; its pid is also that of its group and session.
+        timeout_s: From when that returns.
     """
     with started(*arguments, cwd=cwd) as process:
         if while_running is not None:
             while_running(process)
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = process.communicate(timeout=timeout_s)
         return Ended(process.returncode, out, err, living(process.pid))
+
+
+def check_output(done: Ended, run: RunDirectory, first_epoch: int = 1) -> None:
+    """Check what a command that trained a run to its end, from an epoch on, has said and left."""
+    metrics = run.read_metrics()
+    num_epochs = len(metrics)
+    assert done.out.splitlines() == [
+        f"test accuracy {metrics[-1]['test_accuracy']:.4f}",
+        f"run directory {run.path}",
+        f"plot          {run.plot_file}",
+    ]
+    lines = done.err.splitlines()
+    assert len(lines) == num_epochs + 1 - first_epoch > 0
+    for line, epoch in zip(lines, metrics[first_epoch - 1 :], strict=True):
+        assert line.startswith(f"epoch {epoch['epoch']}/{num_epochs}: ")
+        assert f"test loss {epoch['test_loss']:.4f}" in line
+        assert line.endswith(" samples/s")
+    assert done.survivors == []
 
 
 @contextmanager

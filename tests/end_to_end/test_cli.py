@@ -1,4 +1,7 @@
-"""The command line end to end, on a Ray of its own each time, so few runs serve many tests."""
+"""The command line end to end: one run, interrupted and resumed to its end, serves most tests.
+
+What a run says that nobody interrupts is looked at in test_docs.py, where one trains anyway.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from laminar.config_file import dump_config
 from laminar.data import describe
 from laminar.plan import make_plan
 from laminar.run_directory import RunDirectory
-from tests.end_to_end.shell import Ended, Process, living, run, wait_until
-from tests.tiny import differing, tiny_config
+from tests.end_to_end.shell import Ended, Process, check_output, living, run, wait_until
+from tests.tiny import differing, run_reference, tiny_config
 
 NUM_EPOCHS, NUM_BATCHES = 12, 24
 CONFIG = tiny_config(NUM_BATCHES, epochs=NUM_EPOCHS, resources={})
@@ -32,175 +35,12 @@ def newest(path: Path) -> dict[str, Any]:
     return load_tensors(read_manifest(list_checkpoints(path / "checkpoints")[-1]))
 
 
-def comparable(path: Path) -> list[dict[str, Any]]:
-    """Return the metrics of a run without what two equal runs differ in."""
-    timed = ("seconds", "samples_per_s")
-    lines = RunDirectory(path).read_metrics()
-    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a configuration file."""
     path = tmp_path_factory.mktemp("cli")
     (path / "tiny.yaml").write_text(dump_config(CONFIG))
     return path
-
-
-@pytest.fixture(scope="module")
-def trained(folder: Path) -> Ended:
-    """The unbroken run, in runs/one."""
-    return run("train", "tiny.yaml", "--name", "one", "--keep", 2, cwd=folder)
-
-
-@pytest.fixture
-def one(trained: Ended, folder: Path) -> RunDirectory:
-    assert trained.code == 0, trained.err
-    return RunDirectory(folder / "runs" / "one")
-
-
-# -- train -----------------------------------------------------------------------------------
-
-
-def test_train_says_how_well_and_where(trained: Ended, one: RunDirectory):
-    accuracy = one.read_metrics()[-1]["test_accuracy"]
-    assert trained.out.splitlines() == [
-        f"test accuracy {accuracy:.4f}",
-        f"run directory {one.path}",
-        f"plot          {one.plot_file}",
-    ]
-    assert trained.survivors == []
-
-
-def test_train_tells_of_every_epoch_on_stderr(trained: Ended, one: RunDirectory):
-    lines = trained.err.splitlines()
-    assert len(lines) == NUM_EPOCHS
-    for line, metrics in zip(lines, one.read_metrics(), strict=True):
-        assert line.startswith(f"epoch {metrics['epoch']}/{NUM_EPOCHS}: ")
-        assert f"test loss {metrics['test_loss']:.4f}" in line
-        assert line.endswith(" samples/s")
-
-
-def test_the_written_configuration_is_resolved(one: RunDirectory):
-    content = yaml.safe_load(one.config_file.read_text())
-    assert content["cuts"] == [2]
-    assert content["filters"] == [{"pool": 2, "cast": "fp16", "parallel_only": False}]
-    assert {p["phase"] for p in content["phases"]} == {"correction", "parallel"}
-    assert sum(p["epochs"] for p in content["phases"]) == pytest.approx(NUM_EPOCHS)
-    config = one.open_config()
-    plan = make_plan(CONFIG, describe(CONFIG.data))
-    assert config == plan.config != CONFIG
-    assert make_plan(config, describe(config.data)) == plan
-
-
-def test_metrics_have_a_line_for_each_epoch(one: RunDirectory):
-    lines = [json.loads(line) for line in one.metrics_file.read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(1, NUM_EPOCHS + 1))
-    assert 0 <= lines[-1]["test_accuracy"] <= 1
-    assert lines[-1]["parallel_fraction"] >= 0.85
-    for line in lines:
-        assert sum(p["num_batches"] for p in line["phases"]) == line["num_batches"] == NUM_BATCHES
-        assert line["cuts"][0]["boundary"] == 2
-        assert line["cuts"][0]["inline_bytes"] > 0
-
-
-def test_the_environment_is_recorded(one: RunDirectory):
-    found = json.loads(one.environment_file.read_text())
-    assert found["torch"]
-    assert found["ray"]
-    assert [stage["device"] for stage in found["stages"]] == ["cpu", "cpu"]
-
-
-def test_the_timeline_says_where_the_seconds_of_each_stage_went(one: RunDirectory):
-    lines = one.read_timeline()
-    assert [line["epoch"] for line in lines] == list(range(1, NUM_EPOCHS + 1))
-    for line, metrics in zip(lines, one.read_metrics(), strict=True):
-        *training, evaluation = line["phases"]
-        assert [(p["phase"], p["num_batches"]) for p in training] == [
-            (p["phase"], p["num_batches"]) for p in metrics["phases"]
-        ]
-        assert evaluation["phase"] == "evaluation"
-        for phase in line["phases"]:
-            first, last = phase["stages"]
-            assert 0 < sum(first.values()) <= phase["seconds"]
-            assert first["data"] > 0
-            assert last["wait_forward"] > 0
-            assert ("backward" in last) == (phase is not evaluation)
-        (cut,) = metrics["cuts"]
-        sent = [p["cuts"][0][way] for p in training for way in ("forward", "adjoint")]
-        for way in ("inline_bytes", "store_bytes"):
-            assert sum(s[way] for s in sent) == cut[way]
-        assert evaluation["cuts"][0]["adjoint"] == {"inline_bytes": 0, "store_bytes": 0}
-
-
-def test_each_phase_of_an_epoch_is_traced_and_probed(one: RunDirectory):
-    for phase in (p for line in one.read_timeline() for p in line["phases"][:-1]):
-        first, last = phase["trace"]
-        for spans in (first, last):
-            assert {"forward", "backward", "update", "send"} <= {span[0] for span in spans}
-            assert all(a[3] <= b[2] for a, b in itertools.pairwise(spans))
-        assert min(first[-1][3], last[-1][3]) > 0, "no stretch in common"
-        violation = phase["cuts"][0]["violation"]
-        assert violation == 0 if phase["phase"] == "correction" else 0 < violation < 1
-        assert 0 < phase["cuts"][0]["filter_error"] < 1
-
-
-def test_a_finished_run_has_a_report(one: RunDirectory, laminar: Callable[..., Any]):
-    code, out, err = laminar("report", one.path)
-    assert (code, err) == (0, "")
-    page = Path(out.strip()).read_text()
-    for title in ("Timeline", "Constraint violation", "Bytes over each cut"):
-        assert f"<h2>{title}</h2>" in page
-
-
-def test_the_newest_checkpoints_are_kept(one: RunDirectory):
-    kept = [f"epoch_{n:04d}" for n in (NUM_EPOCHS - 1, NUM_EPOCHS)]
-    assert [path.name for path in list_checkpoints(one.checkpoints)] == kept
-    assert sorted(path.name for path in one.checkpoints.iterdir()) == kept
-
-
-def test_the_plot_is_a_picture(one: RunDirectory):
-    assert one.plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    pixels = matplotlib.image.imread(one.plot_file)
-    assert pixels.shape[0] > 300
-    assert pixels.shape[1] > 600
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
-
-
-def test_a_run_is_not_trained_over(one: RunDirectory, folder: Path, laminar: Callable[..., Any]):
-    before = {path: path.stat().st_mtime_ns for path in one.path.rglob("*")}
-    runs = ("--name", "one", "--storage-path", folder / "runs")
-    code, out, err = laminar("train", folder / "tiny.yaml", *runs)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: a new run needs an empty folder")
-    assert len(err.splitlines()) == 1
-    assert {path: path.stat().st_mtime_ns for path in one.path.rglob("*")} == before
-
-
-# -- evaluate --------------------------------------------------------------------------------
-
-
-def test_evaluate_prints_the_accuracy_of_the_last_epoch(one: RunDirectory, folder: Path):
-    done = run("evaluate", one.path, cwd=folder)
-    assert done.code == 0, done.err
-    assert len(done.out.splitlines()) == 1
-    found = json.loads(done.out)
-    last = one.read_metrics()[-1]
-    assert found["accuracy"] == last["test_accuracy"]
-    assert found["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
-    assert (found["checkpoint"], found["split"]) == (f"epoch_{NUM_EPOCHS:04d}", "test")
-    assert found["num_samples"] == 15
-
-
-def test_evaluate_takes_a_checkpoint_and_a_split(one: RunDirectory, laminar: Callable[..., Any]):
-    name = f"epoch_{NUM_EPOCHS - 1:04d}"
-    code, out, _ = laminar("evaluate", one.path, "--checkpoint", name, "--split", "train")
-    assert code == 0
-    found = json.loads(out)
-    assert (found["checkpoint"], found["num_samples"]) == (name, NUM_BATCHES * 8 + 1)
-
-
-# -- resume ----------------------------------------------------------------------------------
 
 
 def interrupt_group(process: Process) -> None:
@@ -221,6 +61,29 @@ def interrupted(folder: Path) -> tuple[Ended, list[str]]:
     return done, [p.name for p in list_checkpoints(checkpoints)]
 
 
+@pytest.fixture(scope="module")
+def address(ray_session: Any) -> str:
+    found: str = ray_session.get_runtime_context().gcs_address
+    return found
+
+
+@pytest.fixture(scope="module")
+def resumed(interrupted: tuple[Ended, list[str]], address: str, folder: Path) -> Ended:
+    """The same, resumed in a running cluster, to its end."""
+    assert interrupted[1][-1] != f"epoch_{NUM_EPOCHS:04d}"
+    return run("resume", "runs/two", "--address", address, cwd=folder)
+
+
+@pytest.fixture
+def two(resumed: Ended, folder: Path) -> RunDirectory:
+    """The run with everything that a finished one has."""
+    assert resumed.code == 0, resumed.err
+    return RunDirectory(folder / "runs" / "two")
+
+
+# -- train and resume ------------------------------------------------------------------------
+
+
 def test_ctrl_c_ends_a_run_cleanly(interrupted: tuple[Ended, list[str]], folder: Path):
     done, checkpoints = interrupted
     two = folder / "runs" / "two"
@@ -235,31 +98,140 @@ def test_ctrl_c_ends_a_run_cleanly(interrupted: tuple[Ended, list[str]], folder:
     assert (two / "plot.png").is_file()
 
 
-@pytest.fixture(scope="module")
-def address(ray_session: Any) -> str:
-    found: str = ray_session.get_runtime_context().gcs_address
-    return found
-
-
-@pytest.fixture(scope="module")
-def resumed(interrupted: tuple[Ended, list[str]], address: str, folder: Path) -> Ended:
-    """The same, resumed in a running cluster, to its end."""
-    assert interrupted[1][-1] != f"epoch_{NUM_EPOCHS:04d}"
-    return run("resume", "runs/two", "--address", address, "--quiet", cwd=folder)
-
-
-def test_a_broken_run_resumes_to_the_same_end_in_a_running_cluster(
-    resumed: Ended, trained: Ended, one: RunDirectory, folder: Path, ray_session: Any
+def test_a_broken_run_resumes_in_a_running_cluster_and_says_how_well_and_where(
+    interrupted: tuple[Ended, list[str]], resumed: Ended, two: RunDirectory, ray_session: Any
 ):
-    two, done = folder / "runs" / "two", resumed
-    assert (done.code, done.err) == (0, "")
-    assert done.out.splitlines()[0] == trained.out.splitlines()[0]
-    assert str(two) in done.out
-    assert comparable(two) == comparable(one.path)
-    assert differing(newest(one.path), newest(two)) == []
-    assert done.survivors == []
+    check_output(resumed, two, first_epoch=int(interrupted[1][-1].removeprefix("epoch_")) + 1)
     # Whose cluster it is must find it running.
     assert ray_session.get(ray_session.remote(num_cpus=0)(lambda: 1).remote()) == 1
+
+
+def test_it_resumes_to_the_end_of_an_unbroken_run(two: RunDirectory):
+    """That of the reference; test_resume.py holds all metrics against those of an unbroken run."""
+    plan = make_plan(CONFIG, describe(CONFIG.data))
+    assert differing(run_reference(plan).state(), newest(two.path)) == []
+    for epoch, metrics in enumerate(two.read_metrics()):
+        planned = [(s.phase, s.num_batches) for s in plan.segments if s.epoch == epoch]
+        assert [(p["phase"], p["num_batches"]) for p in metrics["phases"]] == planned
+        assert metrics["lr"] == plan.learning_rate((epoch + 1) * NUM_BATCHES - 1)
+
+
+# -- what a finished run leaves --------------------------------------------------------------
+
+
+def test_the_written_configuration_is_resolved(two: RunDirectory):
+    content = yaml.safe_load(two.config_file.read_text())
+    assert content["cuts"] == [2]
+    assert content["filters"] == [{"pool": 2, "cast": "fp16", "parallel_only": False}]
+    assert {p["phase"] for p in content["phases"]} == {"correction", "parallel"}
+    assert sum(p["epochs"] for p in content["phases"]) == pytest.approx(NUM_EPOCHS)
+    config = two.open_config()
+    plan = make_plan(CONFIG, describe(CONFIG.data))
+    assert config == plan.config != CONFIG
+    assert make_plan(config, describe(config.data)) == plan
+
+
+def test_metrics_have_a_line_for_each_epoch(two: RunDirectory):
+    lines = [json.loads(line) for line in two.metrics_file.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, NUM_EPOCHS + 1))
+    assert 0 <= lines[-1]["test_accuracy"] <= 1
+    assert lines[-1]["parallel_fraction"] >= 0.85
+    for line in lines:
+        assert sum(p["num_batches"] for p in line["phases"]) == line["num_batches"] == NUM_BATCHES
+        assert line["cuts"][0]["boundary"] == 2
+        assert line["cuts"][0]["inline_bytes"] > 0
+
+
+def test_the_environment_is_recorded(two: RunDirectory):
+    found = json.loads(two.environment_file.read_text())
+    assert found["torch"]
+    assert found["ray"]
+    assert [stage["device"] for stage in found["stages"]] == ["cpu", "cpu"]
+
+
+def test_the_timeline_says_where_the_seconds_of_each_stage_went(two: RunDirectory):
+    lines = two.read_timeline()
+    assert [line["epoch"] for line in lines] == list(range(1, NUM_EPOCHS + 1))
+    for line, metrics in zip(lines, two.read_metrics(), strict=True):
+        *training, evaluation = line["phases"]
+        assert [(p["phase"], p["num_batches"]) for p in training] == [
+            (p["phase"], p["num_batches"]) for p in metrics["phases"]
+        ]
+        assert evaluation["phase"] == "evaluation"
+        for phase in line["phases"]:
+            first, last = phase["stages"]
+            assert 0 < sum(first.values()) <= phase["seconds"]
+            assert first["data"] > 0
+            assert last["wait_forward"] > 0
+            assert ("backward" in last) == (phase is not evaluation)
+        (cut,) = metrics["cuts"]
+        sent = [p["cuts"][0][way] for p in training for way in ("forward", "adjoint")]
+        for way in ("inline_bytes", "store_bytes"):
+            assert sum(s[way] for s in sent) == cut[way]
+        assert evaluation["cuts"][0]["adjoint"] == {"inline_bytes": 0, "store_bytes": 0}
+
+
+def test_each_phase_of_an_epoch_is_traced_and_probed(two: RunDirectory):
+    for phase in (p for line in two.read_timeline() for p in line["phases"][:-1]):
+        first, last = phase["trace"]
+        for spans in (first, last):
+            assert {"forward", "backward", "update", "send"} <= {span[0] for span in spans}
+            assert all(a[3] <= b[2] for a, b in itertools.pairwise(spans))
+        assert min(first[-1][3], last[-1][3]) > 0, "no stretch in common"
+        violation = phase["cuts"][0]["violation"]
+        assert violation == 0 if phase["phase"] == "correction" else 0 < violation < 1
+        assert 0 < phase["cuts"][0]["filter_error"] < 1
+
+
+def test_a_finished_run_has_a_report(two: RunDirectory, laminar: Callable[..., Any]):
+    code, out, err = laminar("report", two.path)
+    assert (code, err) == (0, "")
+    page = Path(out.strip()).read_text()
+    for title in ("Timeline", "Constraint violation", "Bytes over each cut"):
+        assert f"<h2>{title}</h2>" in page
+
+
+def test_the_plot_is_a_picture(two: RunDirectory):
+    assert two.plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = matplotlib.image.imread(two.plot_file)
+    assert pixels.shape[0] > 300
+    assert pixels.shape[1] > 600
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+
+
+def test_a_run_is_not_trained_over(two: RunDirectory, folder: Path, laminar: Callable[..., Any]):
+    before = {path: path.stat().st_mtime_ns for path in two.path.rglob("*")}
+    runs = ("--name", "two", "--storage-path", folder / "runs")
+    code, out, err = laminar("train", folder / "tiny.yaml", *runs)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: a new run needs an empty folder")
+    assert len(err.splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in two.path.rglob("*")} == before
+
+
+# -- evaluate --------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_the_accuracy_of_the_last_epoch(
+    two: RunDirectory, laminar: Callable[..., Any]
+):
+    code, out, err = laminar("evaluate", two.path)
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    found = json.loads(out)
+    last = two.read_metrics()[-1]
+    assert found["accuracy"] == last["test_accuracy"]
+    assert found["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+    assert (found["checkpoint"], found["split"]) == (f"epoch_{NUM_EPOCHS:04d}", "test")
+    assert found["num_samples"] == 15
+
+
+def test_evaluate_takes_a_checkpoint_and_a_split(two: RunDirectory, laminar: Callable[..., Any]):
+    name = f"epoch_{NUM_EPOCHS - 1:04d}"
+    code, out, _ = laminar("evaluate", two.path, "--checkpoint", name, "--split", "train")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["checkpoint"], found["num_samples"]) == (name, NUM_BATCHES * 8 + 1)
 
 
 def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
@@ -273,17 +245,13 @@ def scalars(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize("name", ["one", "two"])
-def test_tensorboard_shows_every_epoch_once(
-    name: str, one: RunDirectory, resumed: Ended, folder: Path
-):
-    """`two` was interrupted: what it did again must not be there twice."""
-    run = RunDirectory(folder / "runs" / name)
-    shown = scalars(run)
+def test_tensorboard_shows_every_epoch_once(two: RunDirectory):
+    """What was done again after the interruption must not be there twice."""
+    shown = scalars(two)
     for split in ("train", "test"):
         for what in ("loss", "accuracy"):
             assert shown[f"{what}/{split}"] == [
-                (m["epoch"], pytest.approx(m[f"{split}_{what}"])) for m in run.read_metrics()
+                (m["epoch"], pytest.approx(m[f"{split}_{what}"])) for m in two.read_metrics()
             ]
     assert [step for step, _ in shown["lr"]] == list(range(1, NUM_EPOCHS + 1))
     assert "violation/cut_at_block_2/parallel" in shown
@@ -302,14 +270,14 @@ def test_sigterm_while_ray_starts_leaves_nothing(folder: Path):
 
 
 def test_resuming_a_finished_run_says_what_it_reached(
-    one: RunDirectory, trained: Ended, ray_session: Any, laminar: Callable[..., Any]
+    two: RunDirectory, resumed: Ended, laminar: Callable[..., Any]
 ):
-    before = one.metrics_file.read_bytes(), newest(one.path)
-    code, out, _ = laminar("resume", one.path, "--quiet")
+    before = two.metrics_file.read_bytes(), newest(two.path)
+    code, out, _ = laminar("resume", two.path, "--quiet")
     assert code == 0
-    assert out == trained.out
-    assert one.metrics_file.read_bytes() == before[0]
-    assert differing(before[1], newest(one.path)) == []
+    assert out == resumed.out
+    assert two.metrics_file.read_bytes() == before[0]
+    assert differing(before[1], newest(two.path)) == []
 
 
 # -- in the Ray of this process, and in a running one ---------------------------------------
@@ -340,11 +308,3 @@ def test_a_folder_that_the_cluster_lacks_is_one_line(
     assert len(err.splitlines()) == 1
     assert err.startswith("error: data.root must hold a folder `train` (got no folder")
     assert not (tmp_path / "four").exists()
-
-
-def test_an_address_where_no_ray_listens_is_one_line(folder: Path):
-    done = run("train", "tiny.yaml", "--address", "127.0.0.1:9", "--name", "five", cwd=folder)
-    assert (done.code, done.out) == (2, "")
-    assert len(done.err.splitlines()) == 1
-    assert done.err.startswith("error: Ray must be reachable (got 127.0.0.1:9")
-    assert not (folder / "runs" / "five").exists()

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from laminar.run_directory import RunDirectory
+from tests.end_to_end import shell
+
 BIN = Path(sys.executable).parent
 
 
@@ -46,7 +49,7 @@ def test_make_train_trains_digits_to_97_percent(readme: str, repository: Path, t
     """The main job: two stage actors, the filter on, at least 85% of the passes parallel."""
     assert commands(readme)[:2] == ["make train", "make test"]
     storage = tmp_path / "runs"
-    make = ["make", f"VENV={BIN.parent}", f"ARGS=--storage-path {storage} --name digits"]
+    make = ["make", f"VENV={BIN.parent}", f"ARGS=--storage-path {storage} --name digits --keep 2"]
     if not (BIN.parent / ".installed").exists():  # another virtual environment runs this test
         make += ["--assume-old", str(BIN.parent / ".installed")]
     run([*make, "train"], repository)
@@ -54,6 +57,8 @@ def test_make_train_trains_digits_to_97_percent(readme: str, repository: Path, t
     metrics = [json.loads(line) for line in lines]
     assert metrics[-1]["test_accuracy"] >= 0.97
     assert metrics[-1]["parallel_fraction"] >= 0.85
+    newest = [f"epoch_{len(metrics) - 1:04d}", f"epoch_{len(metrics):04d}"]
+    assert sorted(p.name for p in (storage / "digits/checkpoints").iterdir()) == newest
     config = (storage / "digits/config.yaml").read_text()
     for words in ("num_stages: 2", "name: digits", "pool: 2", "cast: fp16"):
         assert words in config
@@ -71,8 +76,11 @@ def test_the_commands_of_the_readme_run(
     """The first, which trains, in a process of its own; the others save themselves the imports."""
     first, *others = [c.split() for c in commands(readme) if not c.startswith("make ")]
     assert first[:2] == ["laminar", "train"]
-    run(first, tmp_path)
-    assert (tmp_path / "runs/first/plot.png").is_file()
+    done = shell.run(*first[1:], cwd=tmp_path, timeout_s=300)
+    assert done.code == 0, done.err
+    trained = RunDirectory(tmp_path / "runs/first")
+    shell.check_output(done, trained)
+    assert trained.plot_file.is_file()
     assert len(others) >= 5
     monkeypatch.chdir(tmp_path)
     for program, *arguments in others:

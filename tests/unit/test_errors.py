@@ -368,6 +368,8 @@ ROWS = [
     wrong("a GPU and a half", "resources.gpus_per_stage=1.5", "whole number", "got 1.5"),
     wrong("CUDA without a GPU", "resources.device=cuda", "gpus_per_stage > 0", "auto"),
     wrong("object store too large", "resources.object_store_mb=1000000000", "object_store_mb"),
+    Row("no Ray at the address", "train tiny.yaml --address 127.0.0.1:9 --name mine",
+        ("Ray must be reachable", "got 127.0.0.1:9")),
     # where runs are kept
     Row("remote storage", "train tiny.yaml --storage-path s3://bucket/runs",
         ("storage_path must be a folder", "got s3://bucket/runs")),
