@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,27 @@ def metrics_of(folder: Path, trial: Trial) -> list[dict[str, Any]]:
     return RunDirectory(folder / trial.id / "runs" / "seed_0").read_metrics()
 
 
+def stage_actors() -> set[psutil.Process]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "StageActor" in " ".join(process.cmdline()):
+                found.add(process)
+    return found
+
+
 @pytest.mark.timeout(240)
 def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path: Path):
-    """There is room for one trial, eight are wanted at once: the second queues."""
+    """There is room for one trial, eight are wanted at once: the second queues. The search is
+    killed while that one trains, and then the stage with which it goes on.
+    """
+    killed: list[psutil.Process] = []
+
+    def kill_once(ledger: Ledger) -> None:
+        for process in () if killed else stage_actors() - dying:
+            killed.append(process)
+            process.kill()
+
     settings = {"num_trials": 2, "algorithm": "random", "max_concurrent": 8}
     resources = {"cpus_per_stage": 2}
     tree = search(settings, filters=FILTERS, epochs=8, num_stages=1, resources=resources)
@@ -67,7 +86,11 @@ def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path: Path):
     assert (first.status, second.status) == ("finished", "running")
     before = [metrics_of(folder, trial) for trial in (first, second)]
 
-    result = resume_search(folder)
+    dying = stage_actors()
+    result = resume_search(folder, listener=kill_once)
+    assert len(killed) == 1
+    lines = [json.loads(text) for text in (folder / "trials.jsonl").read_text().splitlines()]
+    assert [x["trial"] for x in lines if x.get("status") == "retried" and x["error"]] == [second.id]
     assert result.is_complete
     assert [(t.id, t.status) for t in result.trials] == [
         (first.id, "finished"),
@@ -84,36 +107,19 @@ def test_a_killed_search_goes_on_and_repeats_nothing(tmp_path: Path):
 
 
 @pytest.mark.timeout(180)
-def test_a_stage_that_dies_costs_no_epoch_and_a_trial_that_fails_no_search(tmp_path: Path):
-    """The first trial has more stages than blocks. Of the second, two seeds in lockstep, one stage
-    is killed after the first epoch.
-    """
-    killed: list[int] = []
-
-    def kill_once(ledger: Ledger) -> None:
-        if killed or not any(trial.epochs for trial in ledger.trials.values()):
-            return
-        for process in psutil.Process().children(recursive=True):
-            if "StageActor" in " ".join(process.cmdline()):
-                killed.append(process.pid)
-                process.kill()
-                return
-
-    settings = {"algorithm": "grid", "seeds": 2}
+def test_a_trial_that_fails_costs_no_search_and_seeds_train_in_lockstep(tmp_path: Path):
+    """The first trial has more stages than blocks, the second trains two seeds side by side."""
+    settings = {"algorithm": "grid", "seeds": 2, "max_failures": 0}
     stages = {"num_stages": {"grid": [9, 1]}, "resources": {"cpus_per_stage": 0.1}}
-    found = parse_search(search(settings, epochs=8, **stages))
+    found = parse_search(search(settings, epochs=2, **stages))
     folder = tmp_path / "a"
     # With an address the plans are left to the cluster, where the data is.
-    result = run_search(found, storage_path=tmp_path, name="a", address="auto", listener=kill_once)
+    result = run_search(found, storage_path=tmp_path, name="a", address="auto")
     failed, trial = result.trials
     assert failed.status == "failed"
     assert "number of blocks" in str(failed.error)
-    assert len(killed) == 1
-    lines = [json.loads(text) for text in (folder / "trials.jsonl").read_text().splitlines()]
-    errors = [x["error"] for x in lines if x.get("status") == "retried" and x["trial"] == trial.id]
-    assert len(errors) == 1
     assert trial.status == "finished"
-    check_whole(found, folder, trial, num_epochs=8)
+    check_whole(found, folder, trial, num_epochs=2)
     by_seed = trial.last["by_seed"]["test_loss"]
     assert trial.last["test_loss"] == pytest.approx(sum(by_seed) / 2)
     assert len(set(by_seed)) == 2
