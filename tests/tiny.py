@@ -36,7 +36,7 @@ def tiny_config(num_batches: int = 5, **changes: Any) -> Config:
             "crop_padding": 1,
             "flip": True,
         },
-        "resources": {"cpus_per_stage": 0.25, "message_timeout_s": 60},
+        "resources": {"cpus_per_stage": 0.25, "message_timeout_s": 60, "device": "cpu"},
     }
     return Config.model_validate(tree | changes)
 

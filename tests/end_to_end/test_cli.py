@@ -10,7 +10,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -278,24 +277,6 @@ def test_resuming_a_finished_run_says_what_it_reached(
     assert out == resumed.out
     assert two.metrics_file.read_bytes() == before[0]
     assert differing(before[1], newest(two.path)) == []
-
-
-# -- in the Ray of this process, and in a running one ---------------------------------------
-
-
-def test_a_failure_of_the_engine_is_one_line_and_exit_code_1(
-    ray_session: Any, folder: Path, tmp_path: Path, laminar: Callable[..., Any]
-):
-    impatient = ("--set", "resources.message_timeout_s=1e-6")
-    code, out, err = laminar(
-        "train", folder / "tiny.yaml", *impatient, "--storage-path", tmp_path, "--quiet"
-    )
-    assert (code, out) == (1, "")
-    assert len(err.splitlines()) == 1
-    assert err.startswith("error: training failed: ")
-    assert "message_timeout_s" in err
-    (path,) = tmp_path.iterdir()  # without --name the run is named by the time
-    assert datetime.strptime(path.name, "%Y%m%d-%H%M%S")
 
 
 def test_a_folder_that_the_cluster_lacks_is_one_line(

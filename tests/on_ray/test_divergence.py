@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
 import ray.train
 
 from actors import LayerParallelTrainer
-from actors.trainer import TrainingError
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
+from laminar.config_file import dump_config
 from laminar.progress import Notice
 from laminar.run_directory import RunDirectory
 from tests.tiny import differing, run_reference, tiny_config, tiny_plan
@@ -26,21 +31,29 @@ def diverging(on_divergence):
     }
 
 
-def fit(folder, settings, **kwargs):
-    run_config = ray.train.RunConfig(storage_path=str(folder), name="run")
-    return LayerParallelTrainer(tiny_config(8, **settings), run_config=run_config, **kwargs).fit()
-
-
-def test_it_stops_with_advice_and_keeps_the_last_checkpoint(ray_session, tmp_path):
-    with pytest.raises(TrainingError, match=r"diverged: loss nan in epoch 2.*lower optimizer\.lr"):
-        fit(tmp_path, diverging("stop"))
-    assert [p.name for p in list_checkpoints(tmp_path / "run/checkpoints")] == ["epoch_0001"]
-    assert len(RunDirectory(tmp_path / "run").read_metrics()) == 1
+def test_it_stops_with_advice_and_keeps_the_last_checkpoint(
+    ray_session: Any, tmp_path: Path, laminar: Callable[..., Any]
+):
+    """On the command line, where it is one line, as is every failure of the engine."""
+    (tmp_path / "tiny.yaml").write_text(dump_config(tiny_config(8, **diverging("stop"))))
+    runs = ("--storage-path", tmp_path / "runs")
+    code, out, err = laminar("train", tmp_path / "tiny.yaml", *runs, "--quiet")
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert re.match(
+        r"error: training failed: the run diverged: loss nan in epoch 2.*lower optimizer\.lr", err
+    )
+    (path,) = (tmp_path / "runs").iterdir()  # without --name the run is named by the time
+    assert datetime.strptime(path.name, "%Y%m%d-%H%M%S")
+    assert [p.name for p in list_checkpoints(path / "checkpoints")] == ["epoch_0001"]
+    assert len(RunDirectory(path).read_metrics()) == 1
 
 
 def test_it_goes_back_and_trains_exactly(ray_session, tmp_path):
     settings, events = diverging("correct"), []
-    fit(tmp_path, settings, callback=events.append)
+    config = tiny_config(8, **settings)
+    run_config = ray.train.RunConfig(storage_path=str(tmp_path), name="run")
+    LayerParallelTrainer(config, run_config=run_config, callback=events.append).fit()
     run = RunDirectory(tmp_path / "run")
     (notice,) = [event.message for event in events if isinstance(event, Notice)]
     assert "diverged in epoch 2 (loss no number)" in notice

@@ -1,8 +1,11 @@
-"""The engine on Ray against the reference, bit for bit."""
+"""The engine on Ray against the reference, bit for bit, on actors with half a logical GPU each."""
 
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import ray
 
 from actors.cluster import reserve
 from actors.coordinator import Stages
@@ -10,6 +13,9 @@ from actors.wire import INLINE_LIMIT_BYTES
 from tests.equivalence.test_reference import PLANS, case_plan
 from tests.pairwise import covering, pairs_of
 from tests.tiny import differing, run_reference, tiny_plan
+
+# What the actors are to run they get whole, for to look it up they would import all of this.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 FACTORS = (
     (1, 2, 3, 4),
@@ -20,12 +26,13 @@ FACTORS = (
     tuple(PLANS),
 )
 CASES = covering(FACTORS)
+GPU_SHARES = {"cpus_per_stage": 0.25, "gpus_per_stage": 0.5, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def actors(ray_session):
     """Four stage actors, reset for each case by `setup`."""
-    plan = tiny_plan(num_stages=4)
+    plan = tiny_plan(num_stages=4, resources=GPU_SHARES)
     with reserve(plan.config) as group:
         stages = Stages.start(plan, group)
         yield stages.actors
@@ -34,8 +41,6 @@ def actors(ray_session):
 
 
 def run_on_ray(plan, actors):
-    import ray
-
     stages = Stages(actors[: plan.config.num_stages])
     stages.setup(plan)
     reports = [stages.train(segment) for segment in plan.segments]
@@ -70,6 +75,21 @@ def test_rules_that_need_data_at_every_stage(method, actors):
     assert differing(run_reference(plan).state(), state) == []
     adjoints = [reports[0][k].sent["adjoint"].inline_bytes for k in (0, 1, 2)]
     assert [n > 0 for n in adjoints] == [False, method == "auxnet", method == "auxnet"]
+
+
+def look_around(actor_self):
+    """Runs in a stage actor: which GPUs Ray gave it, and what it reserved."""
+    return ray.get_gpu_ids(), ray.get_runtime_context().get_assigned_resources()
+
+
+def test_stages_get_shares_of_gpus(actors):
+    """And compute on the CPU where told to."""
+    infos = Stages(actors).setup(tiny_plan(12, num_stages=4, resources=GPU_SHARES))
+    assert [info["device"] for info in infos] == ["cpu"] * 4
+    seen = ray.get([actor.__ray_call__.remote(look_around) for actor in actors])
+    assert [reserved["GPU"] for _, reserved in seen] == [0.5] * 4
+    assert all(len(gpus) == 1 for gpus, _ in seen)
+    assert Counter(str(gpus[0]) for gpus, _ in seen) == {"0": 2, "1": 2}
 
 
 def find_mapping(actor_self, phase, micro, *arrays):

@@ -1,7 +1,10 @@
 """Stages that die, stall or compute nonsense; runs that are stopped."""
 
+import json
+import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,11 +17,19 @@ from actors.coordinator import Stages
 from actors.mailbox import Aborted, Mailbox, MessageTimeoutError
 from actors.stage_actor import StageActor
 from actors.trainer import TrainingError
-from laminar.checkpoint import list_checkpoints
+from laminar.checkpoint import list_checkpoints, read_manifest
+from laminar.data import describe
+from laminar.plan import make_plan
+from laminar.run_directory import RunDirectory
+from tests.on_ray.test_engine import look_around
 from tests.on_ray.test_resume import newest
 from tests.tiny import differing, run_reference, tiny_config, tiny_plan
 
-PLAN = tiny_plan(40, num_stages=3, resources={"cpus_per_stage": 0.25, "message_timeout_s": 3})
+# What the actors are to run they get whole, for to look it up they would import all of this.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+CPU = {"cpus_per_stage": 0.25, "device": "cpu"}
+PLAN = tiny_plan(40, num_stages=3, resources={**CPU, "message_timeout_s": 3})
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +78,15 @@ BREAKDOWNS += [
 
 @pytest.mark.parametrize(("how", "phase", "victim"), BREAKDOWNS)
 def test_a_broken_stage_is_reported_in_bounded_time(stages, pool, victim, phase, how):
-    error = {
-        "die": ray.exceptions.ActorDiedError,
-        "raise": FloatingPointError,
-        "stall": MessageTimeoutError,
+    error, words = {
+        "die": (ray.exceptions.ActorDiedError, None),
+        "raise": (FloatingPointError, "broken on purpose"),
+        "stall": (MessageTimeoutError, r"slower than resources\.message_timeout_s"),
     }[how]
     ray.get(pool[victim].__ray_call__.remote(breaking, how))
     segment = next(s for s in PLAN.segments if s.phase == phase)
     started = time.monotonic()
-    with pytest.raises(error):
+    with pytest.raises(error, match=words):
         stages.train(segment)
     assert time.monotonic() - started < 60
     if how == "die":
@@ -87,10 +98,25 @@ def while_busy(actor, function, *args):
     return actor.__ray_call__.options(concurrency_group="control").remote(function, *args)
 
 
-def test_a_dead_stage_is_replaced_and_the_result_is_the_same(ray_session, tmp_path, monkeypatch):
-    """The first coordinator loses a stage in its second epoch; the retry goes on from the first."""
-    killed = threading.Event()
-    coordinators = []
+@dataclass(frozen=True)
+class Survived:
+    """A run that lost a stage, and what was seen of it."""
+
+    run: RunDirectory
+    num_coordinators: int
+    gpus: list[tuple[list[str], float]]
+    """Of each stage: the GPUs that Ray gave it, and how many it reserved."""
+
+
+@pytest.fixture(scope="module")
+def survived(ray_session, tmp_path_factory):
+    """The first coordinator loses a stage in its second epoch; the retry goes on from the first.
+
+    It also leaves the cuts and the memory format to timing, keeps one checkpoint, and gives each
+    stage a GPU not to be computed on: each of these would be a start of all actors by itself.
+    """
+    run = RunDirectory(tmp_path_factory.mktemp("survived") / "run")
+    coordinators, gpus = [], []
     original = actors.trainer.Coordinator.options
 
     class Remember:
@@ -101,28 +127,59 @@ def test_a_dead_stage_is_replaced_and_the_result_is_the_same(ray_session, tmp_pa
             coordinators.append(original(**self.options).remote(*args, **kwargs))
             return coordinators[-1]
 
-    monkeypatch.setattr(actors.trainer.Coordinator, "options", lambda **o: Remember(**o))
-
     def has_checkpoint():
-        return bool(list_checkpoints(tmp_path / "run" / "checkpoints"))
+        return bool(list_checkpoints(run.checkpoints))
 
     def kill_once(event):
-        if not killed.is_set():
-            killed.set()
-            actors = ray.get(while_busy(coordinators[0], lambda self: self._stages.actors))
-            ray.get(while_busy(actors[1], breaking, "die", has_checkpoint))
+        if not gpus:
+            stages = ray.get(while_busy(coordinators[0], lambda self: self._stages.actors))
+            gpus.extend(ray.get([while_busy(stage, look_around) for stage in stages]))
+            ray.get(while_busy(stages[1], breaking, "die", has_checkpoint))
 
-    config = tiny_config(30, epochs=6)
-    run_config = ray.train.RunConfig(
-        storage_path=str(tmp_path),
-        name="run",
-        failure_config=ray.train.FailureConfig(max_failures=1),
+    config = tiny_config(
+        30,
+        epochs=6,
+        precision={"memory_format": "auto"},
+        partition={"costs": "measured"},
+        resources={**CPU, "gpus_per_stage": 1, "message_timeout_s": 60},
     )
-    LayerParallelTrainer(config, run_config=run_config, callback=kill_once).fit()
-    assert killed.is_set()
-    assert len(coordinators) == 2
-    state = run_reference(tiny_plan(30, epochs=6)).state()
-    assert differing(state, newest(tmp_path / "run")) == []
+    run_config = ray.train.RunConfig(
+        storage_path=str(run.path.parent),
+        name=run.path.name,
+        failure_config=ray.train.FailureConfig(max_failures=1),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(actors.trainer.Coordinator, "options", lambda **o: Remember(**o))
+        LayerParallelTrainer(config, run_config=run_config, callback=kill_once).fit()
+    return Survived(run, len(coordinators), [(ids, found["GPU"]) for ids, found in gpus])
+
+
+def test_a_dead_stage_is_replaced_and_the_result_is_the_same(survived):
+    assert survived.num_coordinators == 2
+    config = survived.run.open_config()
+    state = run_reference(make_plan(config, describe(config.data))).state()
+    assert differing(state, newest(survived.run.path)) == []
+
+
+def test_checkpoints_to_keep(survived):
+    assert [p.name for p in survived.run.checkpoints.iterdir()] == ["epoch_0006"]
+
+
+def test_what_timing_chose_is_written_out(survived):
+    written = survived.run.open_config()
+    assert written.precision.memory_format in ("contiguous", "channels_last")
+    assert written.cuts in ((1,), (2,), (3,), (4,))
+    saved = read_manifest(survived.run.checkpoints / "epoch_0006").plan.config
+    assert saved == written
+
+
+def test_stages_get_whole_gpus_and_compute_on_the_cpu_where_told_to(survived):
+    """That they equal the reference has been seen above."""
+    assert [(len(ids), num) for ids, num in survived.gpus] == [(1, 1), (1, 1)]
+    assert {str(ids[0]) for ids, _ in survived.gpus} == {"0", "1"}
+    environment = json.loads(survived.run.environment_file.read_text())
+    assert [stage["device"] for stage in environment["stages"]] == ["cpu", "cpu"]
 
 
 def test_a_failure_without_retries_is_one_clear_error(ray_session, tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
-"""Where stages are put, with two logical GPUs: they exist for Ray, and nothing computes on them."""
+"""Where stages are put, with two logical GPUs: they exist for Ray, and nothing computes on them.
+
+Stages that get half a GPU are in test_engine.py, those that get a whole one in test_failures.py.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,9 @@ import torch
 import actors.trainer
 from actors import LayerParallelTrainer
 from actors.cluster import reserve
-from actors.coordinator import Stages
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.errors import ResourceError
-from tests.tiny import differing, run_reference, tiny_config, tiny_plan
+from tests.tiny import run_reference, tiny_config, tiny_plan
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -45,41 +46,6 @@ def no_actors(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(actors.trainer.Coordinator, "options", trip)
     monkeypatch.setattr(actors.trainer.Stages, "start", trip)
-
-
-def look_around(actor_self: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Runs in a stage actor: which GPUs Ray gave it, and what it reserved."""
-    import ray
-
-    return ray.get_gpu_ids(), ray.get_runtime_context().get_assigned_resources()
-
-
-@pytest.mark.parametrize(("num_stages", "share"), [(2, 1), (4, 0.5)])
-def test_stages_get_whole_gpus_or_shares_of_them(num_stages: int, share: float):
-    plan = tiny_plan(
-        12, num_stages=num_stages, resources=resources(gpus_per_stage=share, device="cpu")
-    )
-    with reserve(plan.config) as group:
-        stages = Stages.start(plan, group)
-        infos = stages.setup(plan)
-        seen = ray.get([actor.__ray_call__.remote(look_around) for actor in stages.actors])
-        for actor in stages.actors:
-            ray.kill(actor)
-    assert [info["device"] for info in infos] == ["cpu"] * num_stages
-    assert [reserved["GPU"] for _, reserved in seen] == [share] * num_stages
-    assert all(len(gpus) == 1 for gpus, _ in seen)
-    stages_on = Counter(str(gpus[0]) for gpus, _ in seen)
-    assert set(stages_on) <= {"0", "1"}
-    assert max(stages_on.values()) <= 1 / share
-    if num_stages * share == 2:
-        assert set(stages_on.values()) == {1 / share}
-
-
-def test_a_run_with_gpus_computes_on_the_cpu_where_told_to(tmp_path: Path):
-    changes = {"resources": resources(gpus_per_stage=0.5, device="cpu")}
-    result = trainer(tmp_path, **changes).fit()
-    assert result.metrics is not None
-    assert differing(run_reference(tiny_plan(12, **changes)).state(), newest(tmp_path)) == []
 
 
 @pytest.mark.usefixtures("no_actors")
@@ -125,6 +91,7 @@ def test_cuda_that_is_not_there_is_one_line_before_training(
     settings = [
         *("--set", "resources.device=cuda", "--set", "resources.gpus_per_stage=1"),
         *("--set", "resources.cpus_per_stage=0.25", "--set", "data={name: synthetic}"),
+        *("--set", "num_stages=1"),
     ]
     code, out, err = laminar("train", *settings, "--storage-path", tmp_path, "--name", "run")
     assert (code, out) == (2, "")

@@ -161,22 +161,3 @@ def test_callback_saw_progress_and_every_epoch(unbroken):
     assert [e.metrics["epoch"] for e in events if isinstance(e, EpochEnd)] == [1, 2, 3, 4]
     seen = [e for e in events if isinstance(e, Progress)]
     assert seen[-1].num_batches_done == seen[-1].num_batches == 20
-
-
-def test_checkpoints_to_keep(ray_session, tmp_path):
-    """And what timing chose is written out."""
-    run_config = ray.train.RunConfig(
-        storage_path=str(tmp_path),
-        name="run",
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-    )
-    config = tiny_config(
-        epochs=2, precision={"memory_format": "auto"}, partition={"costs": "measured"}
-    )
-    LayerParallelTrainer(config, run_config=run_config).fit()
-    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["epoch_0002"]
-    written = RunDirectory(tmp_path / "run").open_config()
-    assert written.precision.memory_format in ("contiguous", "channels_last")
-    assert written.cuts in ((1,), (2,), (3,), (4,))
-    saved = read_manifest(tmp_path / "run/checkpoints/epoch_0002").plan.config
-    assert saved == written
