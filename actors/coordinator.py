@@ -14,9 +14,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.cluster import Reservation
 from actors.epoch_record import epoch_metrics, ledger_entry, phase_record
 from actors.mailbox import Aborted
-from actors.stage_actor import StageActor, StageProgress, StageReport
+from actors.reports import StageProgress, StageReport
+from actors.stage_actor import StageActor
 from laminar.checkpoint import list_checkpoints, prune, publish
-from laminar.data import num_test_batches
 from laminar.divergence import Divergence, find_divergence
 from laminar.errors import DivergenceError
 from laminar.event_log import EventLog, epoch_scalars
@@ -284,7 +284,7 @@ class Coordinator:
         self._enter("evaluation", (epoch + 1) * plan.batches_per_epoch)
         started = time.monotonic()
         evaluated = self._stages.evaluate()
-        record("evaluation", num_test_batches(plan.config, plan.problem.num_test), evaluated)
+        record("evaluation", plan.num_test_batches, evaluated)
         test = evaluated[-1].tally
         self._confusion = test.confusion_matrix()
         metrics = epoch_metrics(plan, epoch, reports, test, seconds, self._run.read_metrics())

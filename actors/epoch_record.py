@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from actors.stage_actor import StageReport
+from actors.reports import StageReport
 from laminar.exactness import Exactness, probed_batch
 from laminar.plan import Plan, Segment
 from laminar.progress import PhaseName

@@ -11,14 +11,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import Reservation, ray_cluster
 from actors.mailbox import Aborted
-from actors.stage_actor import pick_device
+from actors.stage_worker import pick_device
 from laminar.allocator import keep_freed_memory
 from laminar.config import Config
 from laminar.data import describe_data
 from laminar.errors import FactoryError, UserError
 from laminar.factories import Factories, describe_error
 from laminar.partition import check_memory
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 from laminar.precision import use_tf32
 from laminar.profile import measure, needs_measuring
 from laminar.store import check_scratch

@@ -34,7 +34,8 @@ from laminar.config import Config, ResourceConfig
 from laminar.data import open_images, with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError, DivergenceError, UserError
 from laminar.factories import Factories, LossFunction, MakeBlocks, MakeData
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 from laminar.precision import check_compiler
 from laminar.progress import Callback, DataProgress, EpochEnd, Event, Notice
 from laminar.repartition import changes, is_same_run, repartition

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from actors.reports import SentBytes
 from laminar.filters import Message
 
 INLINE_LIMIT_BYTES = 100 * 1024
@@ -32,22 +32,6 @@ def from_arrays(arrays: Sequence[NDArray[Any]]) -> Message:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return tuple(torch.from_numpy(array) for array in arrays)
-
-
-@dataclass(frozen=True)
-class SentBytes:
-    """Payload that was sent, without headers."""
-
-    inline_bytes: int
-    """Inside actor calls."""
-    store_bytes: int
-    """Through the object store."""
-
-    def __add__(self, other: SentBytes) -> SentBytes:
-        """Add up both kinds."""
-        return SentBytes(
-            self.inline_bytes + other.inline_bytes, self.store_bytes + other.store_bytes
-        )
 
 
 def count_bytes(arrays: Sequence[NDArray[Any]]) -> SentBytes:

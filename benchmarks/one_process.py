@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from laminar.config import Config
-from laminar.data import describe, num_test_batches, with_absolute_paths
+from laminar.data import describe, with_absolute_paths
 from laminar.one_process import OneProcessEngine
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 
 
 def train_in_one_process(config: Config) -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def train_in_one_process(config: Config) -> list[dict[str, Any]]:
             engine.train(segment)
         trained = last.take_tally()
         seconds = time.perf_counter() - started
-        test = engine.count_test(num_test_batches(config, plan.problem.num_test))
+        test = engine.count_test(plan.num_test_batches)
         lines.append(
             {
                 "epoch": epoch + 1,

@@ -14,14 +14,14 @@ from laminar.config import AdamWConfig, Config, OptimizerConfig
 from laminar.data import (
     SampleIndices,
     describe,
-    num_test_batches,
     open_inputs,
     open_labels,
     with_absolute_paths,
 )
 from laminar.dropout import Samples
 from laminar.networks import build_blocks
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 from laminar.tally import Tally
 
 
@@ -103,7 +103,7 @@ def torch_optimizer(parameters: Iterable[Tensor], config: OptimizerConfig) -> to
 def _test(network: nn.Module, plan: Plan, inputs: Any, labels: Any) -> dict[str, float]:
     network.eval()
     tally = Tally()
-    for batch in range(num_test_batches(plan.config, plan.problem.num_test)):
+    for batch in range(plan.num_test_batches):
         logits, y = network(inputs.test(batch)), labels.test(batch)
         tally.add_test(logits, y, plan.loss.test(logits, y))
     return {f"test_{name}": value for name, value in tally.means().items()}

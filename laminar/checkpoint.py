@@ -13,18 +13,19 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from laminar import __version__
 from laminar.config_file import validate_config
 from laminar.errors import CheckpointError, FactoryError
 from laminar.factories import NO_FACTORIES, Factories
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
 from laminar.problem import Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -54,6 +55,8 @@ class Manifest:
 
 def write_part(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> SavedPart:
     """Write the tensors of one stage into a checkpoint that is not published yet."""
+    from safetensors.torch import save_file  # and torch, which who publishes can do without
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     save_file(dict(tensors), path)
@@ -70,7 +73,7 @@ def publish(
         "epoch": epoch,
         "config": plan.config.model_dump(mode="json"),
         "problem": asdict(plan.problem),
-        "filters": {str(b): asdict(f) for b, f in plan.filters.items()},
+        "filters": {str(b): f.model_dump() for b, f in plan.filter_settings.items()},
         "data": data,
         "parts": [asdict(part) for part in parts],
     }
@@ -154,6 +157,8 @@ def read_manifest(
 
 
 def _plan_of(content: dict[str, Any], factories: Factories) -> Plan:
+    from laminar.planning import make_plan
+
     problem = content["problem"]
     problem["image_shape"] = tuple(problem["image_shape"])
     problem["class_names"] = tuple(problem.get("class_names", ()))

@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from laminar.applied_batch import AppliedBatch, at_weights
 from laminar.data import SampleIndices
 from laminar.dropout import Samples
-from laminar.exactness import AppliedBatch, at_weights
 from laminar.filters import Message
 from laminar.plan import Segment
 from laminar.schedule import HOP_DEPTH, Action, Forward, correction_actions

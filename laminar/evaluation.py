@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from laminar.data import InputBatches, LabelBatches, load_labels, num_test_batches, open_images
+from laminar.data import InputBatches, LabelBatches, load_labels, open_images
 from laminar.data.own import OwnInputs, own_inputs, own_labels
 from laminar.factories import Factories, LossFunction, MakeBlocks, MakeData
 from laminar.inference import load_network
 from laminar.plan import Plan
+from laminar.problem import num_test_batches
 from laminar.tally import Tally
 
 Split = Literal["train", "test"]

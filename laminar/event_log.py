@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ class EventLog:
     """
 
     def __init__(self, folder: Path, num_epochs: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a quarter of a second, not for drivers
+        # What torch.utils.tensorboard wraps, without torch; half a second, not for drivers.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=num_epochs + 1)
+        self._writer = EventFileWriter(str(folder))
+        purge = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(step=num_epochs + 1, session_log=purge))
 
     def write(self, epoch: int, scalars: Mapping[str, float]) -> None:
         """Add one epoch, on disk when this returns.
@@ -28,8 +33,12 @@ class EventLog:
             epoch: From 1.
             scalars: From `epoch_scalars`.
         """
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, epoch)
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        summary = Summary(value=values)
+        self._writer.add_event(Event(wall_time=time.time(), step=epoch, summary=summary))
         self._writer.flush()
 
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from laminar.blocks import BlockSpec
 from laminar.config import Config, DigitsConfig, LossConfig, ModelConfig, OwnDataConfig
 from laminar.errors import FactoryError
 from laminar.problem import Problem
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from laminar.blocks import BlockSpec
+
 CUSTOM = "custom"
 """What the configuration calls a network, data set or loss that Python code makes."""
 
-MakeBlock = Callable[[], nn.Module]
+MakeBlock = Callable[[], "nn.Module"]
 MakeBlocks = Callable[[Problem], Mapping[str, MakeBlock]]
 MakeData = Callable[[], tuple[Any, Any]]
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Factories:
         Raises:
             FactoryError: The factory fails, or returns something else than functions by name.
         """
+        from laminar.blocks import BlockSpec
+
         assert self.blocks is not None
         try:
             found = self.blocks(problem)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from laminar.applied_batch import AppliedBatch
 from laminar.data import open_inputs, open_labels
 from laminar.engine import (
     BatchDone,
@@ -21,7 +22,7 @@ from laminar.engine import (
     evaluation,
     exact_gradient,
 )
-from laminar.exactness import AppliedBatch, probed_batch
+from laminar.exactness import probed_batch
 from laminar.filters import Message
 from laminar.measured_stage import MeasuredStage
 from laminar.plan import Plan, Segment

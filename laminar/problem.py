@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from laminar.config import Config
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -23,3 +25,8 @@ class Problem:
     def names(self) -> tuple[str, ...]:
         """Name of each class, its number where it has none."""
         return self.class_names or tuple(str(n) for n in range(self.num_classes))
+
+
+def num_test_batches(config: Config, num_test: int) -> int:
+    """Return the batches of the test set, the ragged last one counted."""
+    return -(-num_test // config.eval_batch_size)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from laminar.config import Config, FilterConfig, KeptFilterConfig
 from laminar.config_file import validate_config
 from laminar.filters import Filter
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 
 _FREE = ("num_stages", "cuts", "filters", "kept_filters", "partition", "resources", "tracking")
 """What may differ between the two halves of a run; and `phases`, if `num_stages` does."""

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from laminar.config import Config
 from laminar.config_file import dump_config, load_config
 from laminar.errors import ConfigError
@@ -160,6 +158,8 @@ class RunDirectory:
 
     def write_environment(self, stages: list[dict[str, Any]]) -> None:
         """Record what the run runs on; `stages` says what each stage computes with."""
+        import torch
+
         names = ("torch", "torchvision", "ray", "numpy", "pydantic")
         content = {
             "laminar": importlib.metadata.version("laminar-train"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TOP = 5
 
@@ -22,7 +26,7 @@ class Tally:
     visit_loss_sum: float = 0.0
     """Over visits of the stored feed, whose losses are none of the network."""
     num_visited: int = 0
-    confusion: Tensor | None = None
+    confusion: NDArray[np.int64] | None = None
     """Of test samples, int64 [C, C]: how many of class i (row) were taken for class j (column)."""
 
     def add(self, logits: Tensor, targets: Tensor, mean_loss: Tensor) -> None:
@@ -56,13 +60,14 @@ class Tally:
         if num_classes > _TOP:
             is_among = (logits.topk(_TOP, dim=1).indices == labels[:, None]).any(1)
             self.num_top5 = (self.num_top5 or 0) + int(is_among.sum())
-        pairs = (labels * num_classes + logits.argmax(1)).cpu()
-        counts = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+        pairs = (labels * num_classes + logits.argmax(1)).cpu().numpy()
+        counts = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
         self.confusion = counts if self.confusion is None else self.confusion + counts
 
     def confusion_matrix(self) -> list[list[int]]:
         """Return the confusion matrix of the test samples as plain lists; empty without any."""
-        return [] if self.confusion is None else self.confusion.tolist()
+        matrix: list[list[int]] = [] if self.confusion is None else self.confusion.tolist()
+        return matrix
 
     def means(self) -> dict[str, float]:
         """Return loss and accuracy per sample; of test samples top5_accuracy, if there is one."""

@@ -13,7 +13,8 @@ from laminar.config import Config
 from laminar.data import describe_data
 from laminar.dropout import SampleDropout
 from laminar.factories import Factories
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 
 NUM_TRAIN, NUM_TEST, WIDTH = 49, 15, 6
 

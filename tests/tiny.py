@@ -12,7 +12,8 @@ from torch import Tensor
 from laminar.checkpoint import publish, write_part
 from laminar.config import Config
 from laminar.data import describe, open_inputs, open_labels
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 from laminar.reference import Reference
 from laminar.run_directory import RunDirectory
 

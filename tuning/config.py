@@ -15,7 +15,8 @@ from laminar.config import Config
 from laminar.config_file import read_tree
 from laminar.data import describe, with_absolute_paths
 from laminar.errors import ConfigError
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 from tuning.settings import PbtConfig, SearchConfig, read_settings
 from tuning.space import Corner, Options, Params, Range, Space, at_params
 

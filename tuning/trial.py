@@ -30,7 +30,8 @@ from laminar.checkpoint import list_checkpoints, publish, read_manifest
 from laminar.config import Config
 from laminar.config_file import dump_config
 from laminar.data import describe, with_absolute_paths
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 from laminar.progress import EpochEnd, Event
 from laminar.run_directory import RunDirectory
 from tuning.config import parse_search

@@ -24,7 +24,8 @@ from actors.coordinator import Stages
 from benchmarks.speed.run import environment
 from laminar.config import Config
 from laminar.data import describe
-from laminar.plan import Plan, Segment, make_plan
+from laminar.plan import Plan, Segment
+from laminar.planning import make_plan
 from laminar.schedule import min_ticks
 
 HERE = Path(__file__).parent

@@ -122,7 +122,7 @@ def _open(tree: dict[str, Any], num_threads: int) -> tuple[Any, Any, Any]:
     from laminar.allocator import keep_freed_memory
     from laminar.config import Config
     from laminar.data import describe, open_inputs, open_labels
-    from laminar.plan import make_plan
+    from laminar.planning import make_plan
 
     torch.set_num_threads(num_threads)
     keep_freed_memory()

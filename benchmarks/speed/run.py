@@ -24,7 +24,8 @@ from actors.coordinator import Stages
 from benchmarks.speed.peers import Peer, first_slice, last_slice, run_together, serial
 from laminar.config import Config
 from laminar.data import describe
-from laminar.plan import Plan, Segment, make_plan
+from laminar.plan import Plan, Segment
+from laminar.planning import make_plan
 
 HERE = Path(__file__).parent
 IDEAL = "two-process ideal"

@@ -4,7 +4,6 @@ from laminar.data.batches import (
     InputBatches,
     LabelBatches,
     SampleIndices,
-    num_test_batches,
 )
 from laminar.data.opening import describe_data, open_inputs, open_labels
 from laminar.data.sources import (
@@ -27,7 +26,6 @@ __all__ = [
     "load_image",
     "load_images",
     "load_labels",
-    "num_test_batches",
     "open_images",
     "open_inputs",
     "open_labels",

@@ -14,11 +14,7 @@ from laminar.data.augment import augment, channel_stats, cutout, epoch_order, no
 from laminar.data.mixup import mix_images, mix_labels, mix_weights
 from laminar.data.read_ahead import Pending, ReadAhead
 from laminar.data.readers import MemoryReader, Reader, StreamedReader
-
-
-def num_test_batches(config: Config, num_test: int) -> int:
-    """Return the batches of the test set, the ragged last one counted."""
-    return -(-num_test // config.eval_batch_size)
+from laminar.problem import num_test_batches
 
 
 class Batches:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from laminar.blocks import Block, BlockSpec, build
-from laminar.config import ModelConfig
+from laminar.config import Config, ModelConfig
 from laminar.config.architecture import Architecture, Family, parse_name
+from laminar.errors import ConfigError
 from laminar.networks import cifar, imagenet, preact
+
+if TYPE_CHECKING:
+    from laminar.factories import Factories
+    from laminar.problem import Problem
 
 Specify = Callable[[ModelConfig, Architecture, int, int], list[BlockSpec]]
 
@@ -32,6 +38,26 @@ def network(model: ModelConfig, *, in_channels: int, num_classes: int) -> list[B
     """
     architecture = parse_name(model.name)
     return FAMILIES[architecture.family](model, architecture, in_channels, num_classes)
+
+
+def block_specs(config: Config, problem: Problem, factories: Factories) -> list[BlockSpec]:
+    """Return how to build each block of a run's network, a user's own or one of these.
+
+    Raises:
+        ConfigError: The samples are no images, and the network is one of these.
+        FactoryError: The user's factory fails.
+    """
+    if factories.blocks is not None:
+        return factories.specs(problem)
+    if len(problem.image_shape) != 3 or problem.dtype != "float32":
+        raise ConfigError(
+            f"the network {config.model.name} must be given images, float32 [C, H, W]",
+            got=f"samples of shape {list(problem.image_shape)}, {problem.dtype}",
+            fix="convert them in datasets, or bring blocks of your own",
+        )
+    return network(
+        config.model, in_channels=problem.image_shape[0], num_classes=problem.num_classes
+    )
 
 
 def num_blocks(model: ModelConfig) -> int:

@@ -154,7 +154,7 @@ def estimate(config_json: str) -> Estimate:
         UserError: It cannot run.
     """
     from laminar.data import describe
-    from laminar.plan import make_plan
+    from laminar.planning import make_plan
 
     config = Config.model_validate_json(config_json)
     return estimate_plan(make_plan(config, describe(config.data)))

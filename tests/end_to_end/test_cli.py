@@ -21,7 +21,7 @@ import yaml
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.config_file import dump_config
 from laminar.data import describe
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.run_directory import RunDirectory
 from tests.end_to_end.shell import Ended, Process, check_output, living, run, wait_until
 from tests.tiny import differing, run_reference, tiny_config

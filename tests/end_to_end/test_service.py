@@ -21,7 +21,7 @@ from laminar.config import Config
 from laminar.config_file import load_config
 from laminar.data import describe
 from laminar.evaluation import evaluate_run
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.run_directory import RunDirectory
 from service.client import LaminarClient
 from service.jobs.models import ENDED, Job, JobRequest, SearchRequest

@@ -7,7 +7,7 @@ from laminar.config_file import dump_config, load_config
 from laminar.engine import evaluation
 from laminar.errors import ConfigError
 from laminar.one_process import OneProcessEngine
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.repartition import changes, is_same_run, repartition
 from tests.tiny import differing, run_reference, tiny_plan
 

@@ -16,7 +16,8 @@ from laminar.engine import Send
 from laminar.errors import ConfigError
 from laminar.inference import load_network
 from laminar.one_process import OneProcessEngine
-from laminar.plan import Plan, make_plan
+from laminar.plan import Plan
+from laminar.planning import make_plan
 from laminar.repartition import repartition
 from laminar.training import training_phase
 from tests.own import own_plan

@@ -10,7 +10,7 @@ from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.data import describe
 from laminar.evaluation import evaluate_run
 from laminar.one_process import LedgerEngine, OneProcessEngine
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.progress import Notice
 from laminar.run_directory import RunDirectory
 from tests.tiny import TINY_MODEL, differing, run_reference, tiny_config, tiny_plan

@@ -15,7 +15,7 @@ import yaml
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.data import describe
 from laminar.errors import ResourceError
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.run_directory import RunDirectory
 from tests.end_to_end import shell
 from tests.tiny import differing, run_reference

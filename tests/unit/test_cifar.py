@@ -17,7 +17,8 @@ from laminar.config import Cifar10Config, Cifar100Config, Config
 from laminar.data import class_names, describe, load_images, load_labels
 from laminar.errors import DataError
 from laminar.one_process import OneProcessEngine
-from laminar.plan import Problem, make_plan
+from laminar.planning import make_plan
+from laminar.problem import Problem
 from tests.cifar_files import NAMES, pixels, write_cifar10, write_cifar100
 from tests.tiny import differing, run_reference
 

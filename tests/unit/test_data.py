@@ -19,7 +19,6 @@ from laminar.data import (
     describe,
     load_images,
     load_labels,
-    num_test_batches,
     open_inputs,
     sources,
 )
@@ -27,7 +26,7 @@ from laminar.data.augment import augment, channel_stats, epoch_order, normalize
 from laminar.data.batches import InputBatches, LabelBatches
 from laminar.data.philox import philox4x32, sample_bits
 from laminar.errors import DataError
-from laminar.plan import Problem
+from laminar.problem import Problem, num_test_batches
 
 # Known answers of Random123 (Salmon et al. 2011), kat_vectors, philox4x32 with 10 rounds.
 KNOWN_ANSWERS = [

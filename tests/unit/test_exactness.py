@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from actors.epoch_record import ledger_entry
-from actors.stage_actor import StageReport
+from actors.reports import StageReport
+from laminar.applied_batch import AppliedBatch, at_weights
 from laminar.config import LedgerConfig
+from laminar.cut_probe import CutProbe
 from laminar.data import open_inputs, open_labels
 from laminar.engine import exact_gradient
 from laminar.event_log import epoch_scalars
-from laminar.exactness import AppliedBatch, Exactness, at_weights, is_in_ledger, probed_batch
-from laminar.measured_stage import CutProbe, MeasuredStage
+from laminar.exactness import Exactness, is_in_ledger, probed_batch
+from laminar.measured_stage import MeasuredStage
 from laminar.one_process import LedgerEngine, OneProcessEngine
 from laminar.plan import Plan, Segment
 from laminar.tally import Tally

@@ -15,7 +15,9 @@ from laminar.config import Config
 from laminar.config_file import load_config
 from laminar.data import describe
 from laminar.one_process import OneProcessEngine
-from laminar.plan import Problem, Segment, make_plan
+from laminar.plan import Segment
+from laminar.planning import make_plan
+from laminar.problem import Problem
 from tests.cifar_files import write_cifar10, write_cifar100
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))

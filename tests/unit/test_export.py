@@ -23,7 +23,7 @@ from laminar.evaluation import evaluate_function, evaluate_run
 from laminar.export import _compare, describe_network, export_network
 from laminar.filters import Filter, FilterBoundary
 from laminar.inference import InferenceNetwork, TrainedNetwork, load_network
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from tests.tiny import tiny_plan, write_run
 
 CONFIG = Config.model_validate(

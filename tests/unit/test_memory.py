@@ -10,7 +10,7 @@ from laminar.data import open_inputs, open_labels
 from laminar.errors import ConfigError
 from laminar.memory import InFlight, block_memories, in_flight, stage_bytes
 from laminar.partition import check_memory, choose_cuts, exchange_seconds
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.stage import Stage
 from tests.tiny import tiny_plan
 

@@ -9,7 +9,8 @@ from laminar.config import Config, ModelConfig
 from laminar.cuts import best_cuts, block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
 from laminar.networks import build_blocks
-from laminar.plan import Problem, make_plan
+from laminar.planning import make_plan
+from laminar.problem import Problem
 from tests.tiny import tiny_plan
 
 

@@ -5,7 +5,7 @@ import torch
 
 from laminar import profile
 from laminar.data import describe
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.profile import BlockTime, measure, needs_measuring, time_blocks
 from tests.tiny import tiny_config, tiny_plan
 

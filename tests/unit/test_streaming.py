@@ -23,7 +23,7 @@ from laminar.data.resized_crop import crop_bits, crop_boxes
 from laminar.errors import DataError
 from laminar.evaluation import evaluate_run
 from laminar.one_process import OneProcessEngine
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from tests.tiny import differing, run_reference, write_run
 
 SIZE, NUM_TRAIN, NUM_TEST = 8, 10, 5

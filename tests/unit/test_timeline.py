@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from laminar.measured_stage import CutProbe, MeasuredStage
+from laminar.cut_probe import CutProbe
+from laminar.measured_stage import MeasuredStage
 from laminar.one_process import OneProcessEngine
 from laminar.plan import Plan, Segment
 from laminar.timeline import MAX_SPANS, Clock, Span, TimedBatches, traced_batches

@@ -7,7 +7,8 @@ from torchvision.models import get_model, get_model_weights
 
 from laminar.config import Config
 from laminar.config.architecture import TORCHVISION
-from laminar.plan import Problem, make_plan
+from laminar.planning import make_plan
+from laminar.problem import Problem
 
 IMAGE = (3, 40, 40)
 

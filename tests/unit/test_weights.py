@@ -12,7 +12,8 @@ from laminar.config import Config, FilterConfig
 from laminar.data import with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError
 from laminar.one_process import OneProcessEngine
-from laminar.plan import Problem, make_plan
+from laminar.planning import make_plan
+from laminar.problem import Problem
 from laminar.reference import Reference
 from laminar.stage import Stage
 from laminar.weights import check_weights, load_weights, notices, read_weights
