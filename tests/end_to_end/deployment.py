@@ -26,13 +26,6 @@ SCRIPTS = REPOSITORY / "docker"
 START_S = 240.0
 _NODE_HEALTH = "52365/api/local_raylet_healthz"
 
-# What only Ray's dashboard would show is not gathered: the tests' time is processors' time.
-_FRUGAL = {
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_event_stats": "0",
-}
-
 
 class ScriptProcess:
     """A script of `docker/`, which becomes the process that it starts.
@@ -193,7 +186,6 @@ def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deplo
             "RAY_AUTH_TOKEN_PATH": str(token),
             "LAMINAR_TEMP_DIR": temp,
             "LAMINAR_OBJECT_STORE_BYTES": "200000000",
-            **_FRUGAL,
         }
         if why:
             nodes, dashboard = _one_node(folder, environment, num_cpus)

@@ -90,7 +90,7 @@ class BrowserUser:
         loss = page.get_by_role("img", name="Loss, after epoch").locator(".scatterlayer .trace")
         points = loss.first.locator(".point")
         points.nth(0).wait_for(state="attached")
-        points.nth(points.count()).wait_for(state="attached")
+        points.nth(points.count() + 1).wait_for(state="attached")
 
     def stop(self) -> None:
         """Press the button and wait; then look at what there is to see of the run."""
