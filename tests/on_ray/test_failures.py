@@ -19,7 +19,7 @@ from actors.stage_actor import StageActor
 from actors.trainer import TrainingError
 from laminar.checkpoint import list_checkpoints, read_manifest
 from laminar.data import describe
-from laminar.plan import make_plan
+from laminar.planning import make_plan
 from laminar.run_directory import RunDirectory
 from tests.on_ray.test_engine import look_around
 from tests.on_ray.test_resume import newest
