@@ -31,7 +31,7 @@ test-service: install # on a cluster that answers by script, and its page in Chr
 	$(BIN)/python -m pytest tests/service $(ARGS)
 
 .PHONY: test-load
-# 200 jobs at once on a cluster of two CPUs: 50 minutes and both cores; ARGS='--jobs 20' for fewer.
+# 200 jobs at once on a cluster of two CPUs: 35 minutes and both cores; ARGS='--jobs 20' for fewer.
 test-load: install
 	$(BIN)/python -m tests.load.run $(ARGS)
 

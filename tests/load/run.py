@@ -1,8 +1,8 @@
 """`make test-load`: many tiny jobs at once on a small cluster, and many listeners.
 
 Checks that none is lost and none runs twice, and prints what the API's answers took, what the
-service's memory did, and how the live streams fared. Takes fourteen seconds a job on two cores, as
-each is a driver, a coordinator and a stage that import torch; not part of `make test`.
+service's memory did, and how the live streams fared. Takes ten seconds a job on two cores, as each
+is a driver and a stage that import torch, and a coordinator; not part of `make test`.
 """
 
 from __future__ import annotations
