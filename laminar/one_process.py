@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from laminar.applied_batch import AppliedBatch
@@ -65,20 +66,23 @@ def run_programs(programs: Sequence[Program], seed: int) -> None:
 
 
 class OneProcessEngine:
-    """K stages on the CPU of this process.
+    """K stages in this process.
 
     Args:
         plan: The resolved run.
         seed: Chooses the order in which the stages get on; the result is the same for all.
         is_new: As for `Stage`.
+        device: Where all stages compute.
     """
 
-    def __init__(self, plan: Plan, seed: int = 0, *, is_new: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, seed: int = 0, *, is_new: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
         self.plan, self.seed = plan, seed
         datasets = plan.factories.datasets
         inputs, labels = open_inputs(plan.config, datasets), open_labels(plan.config, datasets)
         K = plan.config.num_stages
-        self.stages = [Stage(plan, k, is_new=is_new) for k in range(K)]
+        self.stages = [Stage(plan, k, device, is_new=is_new) for k in range(K)]
         self.inputs = [inputs if stage.needs_images else None for stage in self.stages]
         self.labels = [labels if stage.needs_labels else None for stage in self.stages]
 

@@ -1,0 +1,208 @@
+"""All of CIFAR-10 on one GPU: serial, K=2 and K=4 side by side, in sittings of a few minutes.
+
+    python -m benchmarks.accuracy.gpu --cifar10 FOLDER --state FOLDER [--minutes 9] [--jobs 9]
+    python -m benchmarks.accuracy.gpu --state FOLDER --record
+
+The stages of a run share a process, so this is about accuracy, not speed. After every epoch a run
+keeps its weights and momentum in `--state`, and goes on from there in the next sitting; as many
+runs as `--jobs` says are under way at once, each on a core of its own. `--record` copies the runs
+that are done to `results/` and writes `gpu.md`. `gpu.sh` does all this on a bare machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from laminar.config import Config
+from laminar.config_file import load_config
+from laminar.data import describe, with_absolute_paths
+from laminar.one_process import OneProcessEngine
+from laminar.planning import make_plan
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+EPOCHS = 30
+NETWORKS = {"resnet20": "ResNet-20", "wrn16_4": "WRN-16-4"}
+SETTINGS = {
+    "serial": ("num_stages=1", "correction.micro_batches=1", "phases={warmup: 1, correction: 0}"),
+    "k2": ("num_stages=2", "filters={pool: 2, cast: fp16}"),
+    "k4": (
+        "num_stages=4",
+        "parallel.micro_batches=4",
+        "parallel.order=backward_first",
+        "phases={warmup: 0.1, correction: 0.05}",
+        "filters={pool: 1, cast: int8}",
+    ),
+}
+WORDS = {"serial": "serial", "k2": "K=2, 2x2 fp16", "k4": "K=4, int8"}
+_COMMON = (f"epochs={EPOCHS}", "optimizer.weight_decay=0.0005")
+
+State = tuple[Path, Path]
+"""The metrics and the weights of a run."""
+
+
+def configure(network: str, setting: str, seed: int, root: str) -> Config:
+    """Return the configuration of one run."""
+    settings = (f"model.name={network}", f"seed={seed}", f"data.root={root}")
+    return load_config(HERE / "cifar10.yaml", [*_COMMON, *settings, *SETTINGS[setting]])
+
+
+def go_on(
+    config: Config,
+    state: State,
+    device: str,
+    until: float,
+    now: Callable[[], float] = time.time,
+) -> bool:
+    """Train a run from where its state says, epoch by epoch; return whether it is done.
+
+    Args:
+        config: Of the run.
+        state: Its files, written anew after each epoch.
+        device: Of all stages.
+        until: Seconds since 1970; an epoch that would not be over by then is not begun.
+        now: Seconds since 1970.
+    """
+    metrics, weights = state
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    config = with_absolute_paths(config)
+    plan = make_plan(config, describe(config.data))
+    engine = OneProcessEngine(plan, device=device, is_new=not lines)
+    if lines:
+        tensors = load_file(weights)
+        for stage in engine.stages:
+            stage.load_state(tensors)
+    took = 0.0
+    for epoch in range(len(lines), config.epochs):
+        started = now()
+        if started + took > until:
+            return False
+        lines.append(json.dumps(_train_epoch(engine, epoch)))
+        _replace(weights, lambda path: save_file(engine.state(), path))
+        _replace(metrics, lambda path: path.write_text("\n".join(lines) + "\n"))
+        took = now() - started
+        print(f"{metrics.stem}: {lines[-1]}, {took:.1f} s", flush=True)
+    return True
+
+
+def _train_epoch(engine: OneProcessEngine, epoch: int) -> dict[str, Any]:
+    last = engine.stages[-1]
+    last.take_tally()
+    for segment in (s for s in engine.plan.segments if s.epoch == epoch):
+        engine.train(segment)
+    trained = last.take_tally().means()
+    test = engine.count_test(engine.plan.num_test_batches).means()
+    return {
+        "epoch": epoch + 1,
+        **{f"train_{name}": value for name, value in trained.items()},
+        **{f"test_{name}": value for name, value in test.items()},
+        "parallel_fraction": engine.plan.parallel_fraction,
+    }
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not: a sitting may be cut off at any time."""
+    temporary = path.with_name(f".{path.name}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def write_table(page: Path) -> None:
+    """Write the table of the runs that are done."""
+    rows = [
+        "| CIFAR-10, 30 epochs | seeds | test accuracy, mean +- std | each |",
+        "|---|---|---|---|",
+    ]
+    for network, title in NETWORKS.items():
+        for setting, words in WORDS.items():
+            finals = [
+                json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
+                for path in sorted(RESULTS.glob(f"gpu-{network}-{setting}-seed*.jsonl"))
+            ]
+            if finals:
+                spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
+                each = " ".join(f"{accuracy:.4f}" for accuracy in finals)
+                mean = statistics.mean(finals)
+                rows.append(
+                    f"| {title}, {words} | {len(finals)} | **{mean:.4f}**{spread} | {each} |"
+                )
+    page.write_text("\n".join(rows) + "\n")
+
+
+def _state(folder: Path, network: str, setting: str, seed: int) -> State:
+    name = f"gpu-{network}-{setting}-seed{seed}"
+    return folder / f"{name}.jsonl", folder / f"{name}.safetensors"
+
+
+def _is_done(state: State) -> bool:
+    metrics, _ = state
+    return metrics.exists() and len(metrics.read_text().splitlines()) == EPOCHS
+
+
+def _record(folder: Path) -> None:
+    for path in folder.glob("gpu-*.jsonl"):
+        if len(path.read_text().splitlines()) == EPOCHS:
+            shutil.copy(path, RESULTS)
+    write_table(HERE / "gpu.md")
+
+
+def main() -> None:
+    """Go on with what is not done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cifar10", default="data/cifar10")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=9.0, help="Of this sitting.")
+    parser.add_argument("--jobs", type=int, default=9)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--one", nargs=3, metavar=("NETWORK", "SETTING", "SEED"))
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.state.mkdir(parents=True, exist_ok=True)
+    if args.record:
+        _record(args.state)
+        return
+    until = args.until or time.time() + 60 * args.minutes
+    if args.one:
+        torch.set_num_threads(1)
+        network, setting, seed = args.one[0], args.one[1], int(args.one[2])
+        config = configure(network, setting, seed, args.cifar10)
+        go_on(config, _state(args.state, network, setting, seed), args.device, until)
+        return
+    missing = [
+        (network, setting, str(seed))
+        for network in args.networks
+        for seed in args.seeds
+        for setting in SETTINGS
+        if not _is_done(_state(args.state, network, setting, seed))
+    ]
+    same = ["--cifar10", args.cifar10, "--state", str(args.state), "--device", args.device]
+
+    def run(case: tuple[str, str, str]) -> None:
+        command = [sys.executable, "-m", "benchmarks.accuracy.gpu", "--one", *case, *same]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if time.time() < until:
+            subprocess.run([*command, "--until", str(until)], check=True, env=environment)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run, missing))
+
+
+if __name__ == "__main__":
+    main()
