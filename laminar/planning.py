@@ -11,6 +11,7 @@ from laminar.cuts import block_costs
 from laminar.errors import ConfigError
 from laminar.factories import NO_FACTORIES, Factories
 from laminar.inspection import inspect_blocks, inspect_loss
+from laminar.lateness import with_lateness
 from laminar.networks import block_specs
 from laminar.phases import as_phases, split_phases
 from laminar.plan import Plan
@@ -38,6 +39,7 @@ def make_plan(
         FactoryError: A factory is missing, or makes what cannot be trained.
     """
     factories.check(config)
+    config = with_lateness(config)
     specs = block_specs(config, problem, factories)
     _check_stages(config, len(specs))
     if config.batch_size > problem.num_train:

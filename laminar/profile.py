@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -13,6 +14,7 @@ import torch
 from laminar.config import Config, PrecisionConfig
 from laminar.dropout import Samples
 from laminar.inspection import zeros
+from laminar.lateness import choose_hop_delay, choose_micro_batches, with_lateness
 from laminar.partition import choose_cuts, exchange_seconds
 from laminar.plan import Plan
 from laminar.precision import autocast, place, place_input
@@ -36,18 +38,23 @@ class BlockTime:
 
 def needs_measuring(config: Config) -> bool:
     """Whether a configuration leaves something to be found by timing."""
-    return config.precision.memory_format == "auto" or _times_cuts(config)
+    return config.precision.memory_format == "auto" or _times_cuts(config) or _times_hops(config)
 
 
 def _times_cuts(config: Config) -> bool:
     return config.cuts is None and config.partition.costs == "measured"
 
 
+def _times_hops(config: Config) -> bool:
+    return config.parallel.lateness == "auto" and config.partition.costs == "measured"
+
+
 def measure(config: Config, plan: Plan, device: torch.device, num_repeats: int = 5) -> Config:
     """Return the configuration with all that timing chooses written out.
 
     The memory format is the one in which forward and backward through all blocks take less time.
-    The cuts are those whose slowest stage is fastest in that format.
+    The cuts are those whose slowest stage is fastest in that format, the hop delay the smallest
+    that hides the slowest exchange.
 
     Args:
         config: May say `auto` and `measured`.
@@ -67,7 +74,26 @@ def measure(config: Config, plan: Plan, device: torch.device, num_repeats: int =
     cuts = config.cuts
     if _times_cuts(config):
         cuts = choose_cuts(plan, [t.both_s for t in times[best]], exchange_seconds(plan))
-    return config.model_copy(update={"precision": precision, "cuts": cuts})
+    found = config.model_copy(update={"precision": precision, "cuts": cuts})
+    if _times_hops(config):
+        found = _with_hop_delay(found, plan.with_cuts(cuts or plan.bounds[1:-1]), times[best])
+    return found
+
+
+def _with_hop_delay(config: Config, plan: Plan, times: Sequence[BlockTime]) -> Config:
+    """Write out lateness by what a tick and a round trip take at the plan's cuts."""
+    num_stages, size = config.num_stages, config.batch_size
+    stages = itertools.pairwise(plan.bounds)
+    slowest_s = max(sum(t.both_s for t in times[first:last]) for first, last in stages)
+    batch_s = slowest_s * plan.config.parallel.micro_batches
+    exchange = exchange_seconds(plan)
+    message_s = max((exchange(k, b) for k, b in enumerate(plan.bounds[1:-1], 1)), default=0.0)
+    delay = choose_hop_delay(
+        lambda d: batch_s / choose_micro_batches(num_stages, d, size),
+        2 * (message_s + config.partition.latency_ms / 1e3),
+        config.parallel.order,
+    )
+    return with_lateness(config, delay)
 
 
 def time_blocks(

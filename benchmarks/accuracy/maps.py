@@ -1,11 +1,12 @@
 """Accuracy over the settings of the parallel phase, on 10,000 images of CIFAR-10 at 16x16.
 
-Two maps, a cell for each combination: what lateness costs, and what each rule of decoupling gives
-with each filter.
+Three maps, a cell for each combination: what lateness costs, whether backward first makes it less,
+and what each rule of decoupling gives with each filter.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from benchmarks.accuracy.cases import Case
 
 PASSES = 10
 LATENESS = {"num_stages": (2, 4), "hop_delay": (1, 2, 4, 8), "micro_batches": (1, 2, 4, 10)}
+BACKWARD_FIRST = ((1, 2), (1, 4), (4, 4), (4, 10))
+"""d and M at K=4 where both orders are compared."""
 RULES = ("delayed_gradient", "greedy", "auxnet")
 FILTERS = {
     "none": "{pool: 1, cast: fp32}",
@@ -25,8 +28,9 @@ STAGES = (2, 3, 4)
 _COMMON = ("model.name=resnet8", f"epochs={PASSES}")
 
 
-def _late(num_stages: int, delay: int, per_batch: int) -> str:
-    return f"map-k{num_stages}-d{delay}-m{per_batch}"
+def _late(num_stages: int, delay: int, per_batch: int, order: str = "forward_first") -> str:
+    name = f"map-k{num_stages}-d{delay}-m{per_batch}"
+    return name if order == "forward_first" else f"{name}-backward-first"
 
 
 def _ruled(rule: str, cast: str, num_stages: int) -> str:
@@ -51,6 +55,13 @@ for _k in LATENESS["num_stages"]:
                 f"parallel.micro_batches={_m}",
                 f"filters={FILTERS['int8']}",
             )
+for _d, _m in BACKWARD_FIRST:
+    _same = CASES[_late(4, _d, _m)]
+    CASES[_late(4, _d, _m, "backward_first")] = dataclasses.replace(
+        _same,
+        label=f"{_same.label}, backward first",
+        overrides=(*_same.overrides, "parallel.order=backward_first"),
+    )
 for _rule in RULES:
     for _cast, _filter in FILTERS.items():
         for _k in STAGES:
@@ -74,6 +85,11 @@ def write_maps(results: Path, page: Path) -> None:
         for d in LATENESS["hop_delay"]:
             cells = [_cell(results, _late(k, d, m)) for m in numbers]
             rows.append(f"| {k} | {d} | " + " | ".join(cells) + " |")
+    rows += ["", *_head(["K", "d", "M", "forward first", "backward first"])]
+    for d, m in BACKWARD_FIRST:
+        orders = ("forward_first", "backward_first")
+        cells = [_cell(results, _late(4, d, m, order)) for order in orders]
+        rows.append(f"| 4 | {d} | {m} | " + " | ".join(cells) + " |")
     rows += ["", *_head(["rule", "filter", *(f"K={k}" for k in STAGES)])]
     for rule in RULES:
         for cast in FILTERS:

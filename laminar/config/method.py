@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from laminar.config.run import Config
 
 
+_CHOSEN = ("micro_batches", "hop_delay")
 _STORED = ("delayed_gradient", "penalty", "augmented_lagrangian")
 
 
@@ -22,6 +23,7 @@ def check_method(config: Config) -> None:
         ConfigError: Of the stored feed where it is streamed, of multipliers or penalties where the
             method has none, of SGD with another optimiser.
     """
+    _check_lateness(config)
     penalty_is_set = config.penalty != BalancedPenalty()
     if config.parallel.feed == "streamed":
         for name, is_set in (
@@ -59,5 +61,25 @@ def check_method(config: Config) -> None:
         raise ConfigError(
             "stored.momentum must come with optimizer sgd",
             got=f"{config.stored.momentum:g}, optimizer {config.optimizer.name}",
+            fix="leave it out",
+        )
+
+
+def _check_lateness(config: Config) -> None:
+    """Refuse numbers that `lateness: auto` would not look at."""
+    parallel = config.parallel
+    if parallel.lateness == "given":
+        return
+    named = [name for name in _CHOSEN if name in parallel.model_fields_set]
+    if named:
+        raise ConfigError(
+            f"parallel.{named[0]} must be left out with parallel.lateness auto, which chooses it",
+            got=getattr(parallel, named[0]),
+            fix="leave it out, or set parallel.lateness to given",
+        )
+    if parallel.feed == "stored":
+        raise ConfigError(
+            "parallel.lateness must be given with parallel.feed stored, which has no ticks",
+            got="auto",
             fix="leave it out",
         )

@@ -23,6 +23,12 @@ class PartitionConfig(FrozenModel):
         description="10^6 bytes per second between two neighbours in each direction, for measured "
         "costs.",
     )
+    latency_ms: float = Field(
+        1.0,
+        ge=0,
+        description="Milliseconds that a small message takes between two neighbours, one way, for "
+        "`parallel.lateness: auto` with measured costs.",
+    )
     memory_limit_mb: float | None = Field(
         None,
         gt=0,

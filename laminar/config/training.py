@@ -46,6 +46,11 @@ class ParallelConfig(FrozenModel):
         description="Auxiliary variables in flight between neighbours, or kept per sample.",
     )
     augmentation: bool = Field(True, description="Vary images in the parallel phase, too.")
+    lateness: Literal["given", "auto"] = Field(
+        "given",
+        description="Whether `micro_batches` and `hop_delay` are as they say, or chosen for the "
+        "stages and the batch, and with `partition.costs: measured` for the exchange.",
+    )
     micro_batches: int = Field(2, ge=1, description="Micro-batches (ticks) per update, M.")
     hop_delay: int = Field(1, ge=1, le=64, description="Ticks a message may take, d.")
     order: Literal["forward_first", "backward_first"] = Field(

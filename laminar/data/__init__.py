@@ -1,10 +1,6 @@
 """Data sets, their order and augmentation; data never crosses a cut."""
 
-from laminar.data.batches import (
-    InputBatches,
-    LabelBatches,
-    SampleIndices,
-)
+from laminar.data.batches import InputBatches, LabelBatches, SampleIndices
 from laminar.data.opening import describe_data, open_inputs, open_labels
 from laminar.data.sources import (
     class_names,

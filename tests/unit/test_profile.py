@@ -54,6 +54,25 @@ def test_measured_cuts_share_the_seconds_and_are_written_out(monkeypatch):
     assert resolved.cuts == found.cuts
 
 
+@pytest.mark.parametrize(
+    ("latency_ms", "delay", "micro_batches"),
+    # The slower stage's tick takes 9 s, with four micro-batches half of it: 3 of these are hidden.
+    [(0, 1, 2), (4400, 1, 2), (5000, 2, 4), (6700, 2, 4), (6800, 3, 4)],
+)
+def test_the_hop_delay_hides_a_round_trip(monkeypatch, latency_ms, delay, micro_batches):
+    config = tiny_config(
+        batch_size=32,
+        parallel={"lateness": "auto"},
+        partition={"costs": "measured", "latency_ms": latency_ms},
+    )
+    plan = make_plan(config, describe(config.data))
+    assert needs_measuring(config)
+    scripted_times(monkeypatch, "contiguous")
+    parallel = measure(config, plan, CPU).parallel
+    assert parallel.lateness == "given"
+    assert (parallel.hop_delay, parallel.micro_batches) == (delay, micro_batches)
+
+
 def test_listed_cuts_are_not_measured():
     assert not needs_measuring(tiny_config(cuts=[2], partition={"costs": "measured"}))
     assert not needs_measuring(tiny_config())
