@@ -45,8 +45,9 @@ def choose_hop_delay(
 ) -> int:
     """Return the smallest d that hides a message and its answer behind the stages' computing.
 
-    Forward first, 2d - 1 ticks pass between the end of a stage's forward and the moment when the
-    adjoint that the next stage makes of it is wanted, less what that takes; backward first one less.
+    Forward first, 2d - 1 ticks pass between the end of a stage's forward and the moment when it
+    wants the adjoint that the next stage makes of it, less what that takes; backward first one
+    less.
 
     Args:
         tick_s: Seconds of a tick of the slowest stage, for a d: more micro-batches are shorter.
