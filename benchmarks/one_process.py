@@ -19,24 +19,27 @@ def train_in_one_process(config: Config) -> list[dict[str, Any]]:
     config = with_absolute_paths(config)
     plan = make_plan(config, describe(config.data))
     engine = OneProcessEngine(plan)
-    last = engine.stages[-1]
     lines = []
     for epoch in range(config.epochs):
-        started = time.perf_counter()
-        last.take_tally()
-        for segment in (s for s in plan.segments if s.epoch == epoch):
-            engine.train(segment)
-        trained = last.take_tally()
-        seconds = time.perf_counter() - started
-        test = engine.count_test(plan.num_test_batches)
-        lines.append(
-            {
-                "epoch": epoch + 1,
-                **{f"train_{name}": value for name, value in trained.means().items()},
-                **{f"test_{name}": value for name, value in test.means().items()},
-                "parallel_fraction": plan.parallel_fraction,
-                "seconds": {"one_process": seconds},
-            }
-        )
+        lines.append(train_epoch(engine, epoch))
         print(f"epoch {epoch + 1}: test accuracy {lines[-1]['test_accuracy']:.4f}", flush=True)
     return lines
+
+
+def train_epoch(engine: OneProcessEngine, epoch: int) -> dict[str, Any]:
+    """Train and test one epoch, from 0; return its metrics."""
+    plan, last = engine.plan, engine.stages[-1]
+    started = time.perf_counter()
+    last.take_tally()
+    for segment in (s for s in plan.segments if s.epoch == epoch):
+        engine.train(segment)
+    trained = last.take_tally()
+    seconds = time.perf_counter() - started
+    test = engine.count_test(plan.num_test_batches)
+    return {
+        "epoch": epoch + 1,
+        **{f"train_{name}": value for name, value in trained.means().items()},
+        **{f"test_{name}": value for name, value in test.means().items()},
+        "parallel_fraction": plan.parallel_fraction,
+        "seconds": {"one_process": seconds},
+    }

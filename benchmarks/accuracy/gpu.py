@@ -15,18 +15,18 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.finals import final_cells
+from benchmarks.one_process import train_epoch
 from laminar.config import Config
 from laminar.config_file import load_config
 from laminar.data import describe, with_absolute_paths
@@ -52,7 +52,7 @@ WORDS = {"serial": "serial", "k2": "K=2, 2x2 fp16", "k4": "K=4, int8"}
 _COMMON = (f"epochs={EPOCHS}", "optimizer.weight_decay=0.0005")
 
 State = tuple[Path, Path]
-"""The metrics and the weights of a run."""
+"""The metrics of a run and, with the number of epochs before the suffix, its weights."""
 
 
 def configure(network: str, setting: str, seed: int, root: str) -> Config:
@@ -83,7 +83,7 @@ def go_on(
     plan = make_plan(config, describe(config.data))
     engine = OneProcessEngine(plan, device=device, is_new=not lines)
     if lines:
-        tensors = load_file(weights)
+        tensors = load_file(_of_epoch(weights, len(lines)))
         for stage in engine.stages:
             stage.load_state(tensors)
     took = 0.0
@@ -91,55 +91,38 @@ def go_on(
         started = now()
         if started + took > until:
             return False
-        lines.append(json.dumps(_train_epoch(engine, epoch)))
-        _replace(weights, lambda path: save_file(engine.state(), path))
-        _replace(metrics, lambda path: path.write_text("\n".join(lines) + "\n"))
+        lines.append(json.dumps(train_epoch(engine, epoch)))
+        # Cut off at any time, the metrics, which are replaced at once, say which weights count.
+        save_file(engine.state(), _of_epoch(weights, epoch + 1))
+        _replace(metrics, "\n".join(lines) + "\n")
+        _of_epoch(weights, epoch).unlink(missing_ok=True)
         took = now() - started
         print(f"{metrics.stem}: {lines[-1]}, {took:.1f} s", flush=True)
     return True
 
 
-def _train_epoch(engine: OneProcessEngine, epoch: int) -> dict[str, Any]:
-    last = engine.stages[-1]
-    last.take_tally()
-    for segment in (s for s in engine.plan.segments if s.epoch == epoch):
-        engine.train(segment)
-    trained = last.take_tally().means()
-    test = engine.count_test(engine.plan.num_test_batches).means()
-    return {
-        "epoch": epoch + 1,
-        **{f"train_{name}": value for name, value in trained.items()},
-        **{f"test_{name}": value for name, value in test.items()},
-        "parallel_fraction": engine.plan.parallel_fraction,
-    }
+def _of_epoch(weights: Path, num_epochs: int) -> Path:
+    return weights.with_suffix(f".{num_epochs}{weights.suffix}")
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not: a sitting may be cut off at any time."""
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not."""
     temporary = path.with_name(f".{path.name}")
-    write(temporary)
+    temporary.write_text(text)
     temporary.replace(path)
 
 
 def write_table(page: Path) -> None:
     """Write the table of the runs that are done."""
     rows = [
-        "| CIFAR-10, 30 epochs | seeds | test accuracy, mean +- std | each |",
+        f"| CIFAR-10, {EPOCHS} epochs | seeds | test accuracy, mean +- std | each |",
         "|---|---|---|---|",
     ]
     for network, title in NETWORKS.items():
         for setting, words in WORDS.items():
-            finals = [
-                json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
-                for path in sorted(RESULTS.glob(f"gpu-{network}-{setting}-seed*.jsonl"))
-            ]
-            if finals:
-                spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
-                each = " ".join(f"{accuracy:.4f}" for accuracy in finals)
-                mean = statistics.mean(finals)
-                rows.append(
-                    f"| {title}, {words} | {len(finals)} | **{mean:.4f}**{spread} | {each} |"
-                )
+            cells = final_cells(RESULTS, f"gpu-{network}-{setting}")
+            if cells:
+                rows.append(f"| {title}, {words} | " + " | ".join(cells) + " |")
     page.write_text("\n".join(rows) + "\n")
 
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.finals import final_cells
 from benchmarks.one_process import train_in_one_process
 from benchmarks.serial import train_serial
 from laminar.config import Config, ParallelConfig, SgdConfig
@@ -98,14 +98,9 @@ def write_table(search: Search) -> None:
 def _rows(setting: str) -> list[str]:
     rows = []
     for name in CONTENDERS:
-        finals = [
-            json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
-            for path in sorted(RESULTS.glob(f"{setting}{name}-seed*.jsonl"))
-        ]
-        if finals:
-            spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
-            each = " ".join(f"{a:.4f}" for a in finals)
-            rows.append(f"| {name} | **{statistics.mean(finals):.4f}**{spread} | {each} |")
+        cells = final_cells(RESULTS, f"{setting}{name}")
+        if cells:
+            rows.append(f"| {name} | " + " | ".join(cells[1:]) + " |")
     return rows
 
 
