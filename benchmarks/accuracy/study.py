@@ -76,9 +76,9 @@ def _free_cost(num_stages: int, exact: float) -> float:
     return (1 - exact) / num_stages + exact * (4 + num_stages - 1) / (4 * num_stages)
 
 
-# Of one core's serial speed on two cores, benchmarks/speed/table.md: the parallel phase is 1.657
-# times as fast, the correction phase 1.295 times.
-_K2_COST = 0.9 / 1.657 + 0.1 / 1.295
+# Of one core's serial speed on two cores, benchmarks/speed/table.md: the parallel phase is 1.697
+# times as fast, the correction phase 1.364 times.
+_K2_COST = 0.9 / 1.697 + 0.1 / 1.364
 _MEASURED, _COUNTED = "wall-clock on two cores", "K equal devices, exchange free"
 
 
