@@ -46,6 +46,9 @@ class Sgd:
         mu = c.momentum if momentum is None else momentum
         for n, w in weights.items():
             g = gradient[n].add(w, alpha=c.weight_decay)
+            if mu == 0:  # and v, which torch leaves alone, is there for the next step with momentum
+                w.add_(g, alpha=-lr)
+                continue
             self.v[n].mul_(mu).add_(g)
             w.add_(g.add(self.v[n], alpha=mu) if c.nesterov else self.v[n], alpha=-lr)
 

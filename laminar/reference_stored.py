@@ -73,7 +73,7 @@ class Window:
             if self.config.method == "delayed_gradient":
                 self.rho[k] = 0.0
             elif isinstance(c, BalancedPenalty):
-                self.rho[k] = self.balanced(k, c.ratio)
+                self.rho[k] = self.balanced(k, self.config.penalty_ratio(c))
             else:
                 batch = self.ref.index(self.segment, 0) / self.ref.plan.num_batches
                 rho = c.rho if c.name == "fixed" else c.first * (c.last / c.first) ** batch
@@ -115,7 +115,8 @@ class Window:
                 for b, before in zip(self.ref.modules[k].buffers(), buffers, strict=True):
                     b.copy_(before)
             index = self.ref.index(self.segment, batch)
-            self.ref.update(k, gradient, index, c.step_size, c.momentum)
+            step_size, momentum = self.config.visit_step_size(), self.config.visit_momentum()
+            self.ref.update(k, gradient, index, step_size, momentum)
 
     def exchange(self) -> None:
         """Move lambda, then kappa, by the x and p of the sweep that ended."""

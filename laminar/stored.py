@@ -152,7 +152,7 @@ class _Window:
         if isinstance(penalty, BalancedPenalty):
             number = self._first_visit - 1
             if not stage.is_last:
-                self._rho_out = self._balance(penalty.ratio)
+                self._rho_out = self._balance(config.penalty_ratio(penalty))
                 yield Send("forward", number, (torch.tensor([self._rho_out]),))
             if not stage.is_first:
                 answer = yield Receive("forward", number)
@@ -206,8 +206,8 @@ class _Window:
                         yield Send("adjoint", number, reply)
             stage.update(
                 self._first_batch + batch,
-                step_size=config.stored.step_size,
-                momentum=config.stored.momentum,
+                step_size=config.visit_step_size(),
+                momentum=config.visit_momentum(),
             )
         for micro, reply in replies.items():
             self._take_adjoint(micro, reply)

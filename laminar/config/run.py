@@ -23,7 +23,14 @@ from laminar.config.optimization import (
 from laminar.config.partition import PartitionConfig
 from laminar.config.precision import PrecisionConfig
 from laminar.config.resources import ResourceConfig
-from laminar.config.stored import BalancedPenalty, PenaltyConfig, StoredConfig
+from laminar.config.stored import (
+    OTHER_DEFAULTS,
+    PENALTY_DEFAULTS,
+    BalancedPenalty,
+    PenaltyConfig,
+    StoredConfig,
+    VisitDefaults,
+)
 from laminar.config.tracking import TrackingConfig
 from laminar.config.training import (
     CorrectionConfig,
@@ -190,6 +197,25 @@ class Config(FrozenModel):
         """
         is_streamed = phase == "parallel" and self.parallel.feed == "streamed"
         return (self.parallel if is_streamed else self.correction).micro_batches
+
+    def visit_step_size(self) -> float:
+        """Return by what visits of the stored feed multiply the learning rate of their batch."""
+        given = self.stored.step_size
+        return self._visit_defaults.step_size if given is None else given
+
+    def visit_momentum(self) -> float | None:
+        """Return SGD's momentum in visits of the stored feed; None is the optimiser's."""
+        if self.stored.momentum is not None or not isinstance(self.optimizer, SgdConfig):
+            return self.stored.momentum
+        return self._visit_defaults.momentum
+
+    def penalty_ratio(self, penalty: BalancedPenalty) -> float:
+        """Return rho |x - lambda| over |kappa|, as rho is balanced to make it."""
+        return self._visit_defaults.ratio if penalty.ratio is None else penalty.ratio
+
+    @property
+    def _visit_defaults(self) -> VisitDefaults:
+        return PENALTY_DEFAULTS if self.method == "penalty" else OTHER_DEFAULTS
 
     def filter_list(self) -> tuple[FilterConfig, ...]:
         """Return one filter for each of the K-1 cuts, before `kept_filters`."""

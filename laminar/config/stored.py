@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,11 +15,12 @@ class BalancedPenalty(FrozenModel):
     """rho of each cut anew in each window, from multiplier and violation (Boyd et al. 2011)."""
 
     name: Literal["balanced"] = Field("balanced", description="How rho is found.")
-    ratio: float = Field(
-        1.0,
+    ratio: float | None = Field(
+        None,
         gt=0,
         le=100,
-        description="rho |x - lambda| over |kappa| where the first batch is visited first.",
+        description="rho |x - lambda| over |kappa| where the first batch is visited first; null is "
+        "1, with method penalty 3.",
     )
 
 
@@ -55,11 +57,18 @@ class StoredConfig(FrozenModel):
     multiplier_step: float = Field(
         1.0, gt=0, le=2, description="kappa moves by this times rho (x - lambda)."
     )
-    step_size: float = Field(
-        1.0, gt=0, le=1, description="Visits take the learning rate of their batch times this."
+    step_size: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Visits take the learning rate of their batch times this; null is 1, with "
+        "method penalty 0.3.",
     )
     momentum: float | None = Field(
-        None, ge=0, lt=1, description="Of SGD in visits; null is the optimizer's."
+        None,
+        ge=0,
+        lt=1,
+        description="Of SGD in visits; null is the optimizer's, with method penalty 0.",
     )
     inner_steps: int = Field(1, ge=1, le=100, description="Updates per visit.")
     memory_limit_mb: int = Field(
@@ -70,3 +79,19 @@ class StoredConfig(FrozenModel):
     scratch_dir: str | None = Field(
         None, description="Where those files are; null is the system's temporary folder."
     )
+
+
+@dataclass(frozen=True)
+class VisitDefaults:
+    """What a null in the settings of the stored feed stands for."""
+
+    ratio: float
+    step_size: float
+    momentum: float | None
+    """Of SGD; None is the optimizer's."""
+
+
+PENALTY_DEFAULTS = VisitDefaults(ratio=3.0, step_size=0.3, momentum=0.0)
+"""Its visits start from x - p/rho, off by what x has drifted: at a whole step, or where the pull is
+carried on by momentum, runs died (docs/log.md)."""
+OTHER_DEFAULTS = VisitDefaults(ratio=1.0, step_size=1.0, momentum=None)

@@ -108,6 +108,7 @@ STORED = [
     ),
     stored_plan(
         "penalty",
+        stored={"window": 3},  # the step size and momentum that come with the method
         data=tiny_plan().config.data.model_dump() | {"mixup": 0.4, "cutout": 3},
         parallel={"augmentation": False},
     ),

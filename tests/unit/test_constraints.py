@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from laminar.config import FixedPenalty, ScheduledPenalty
+from laminar.config import BalancedPenalty, Config, FixedPenalty, ScheduledPenalty
 from laminar.constraints import (
     auxiliary,
     balanced_penalty,
@@ -160,3 +160,23 @@ def test_the_penalty_method_stays_off_the_constraint_by_p_over_rho():
     assert torch.allclose(p, a @ (v2 @ x_sent - v.T @ y), atol=1e-6)
     assert (p @ u.T).norm() < 1e-6
     assert torch.allclose((lam - x_sent).norm(), p.norm() / rho)
+
+
+def stored_config(method, **changes):
+    return Config.model_validate({"method": method, "parallel": {"feed": "stored"}, **changes})
+
+
+def visit_settings(config):
+    assert isinstance(config.penalty, BalancedPenalty)
+    return config.penalty_ratio(config.penalty), config.visit_step_size(), config.visit_momentum()
+
+
+def test_each_method_has_its_own_defaults_and_what_is_given_goes_first():
+    assert visit_settings(stored_config("augmented_lagrangian")) == (1.0, 1.0, None)
+    assert visit_settings(stored_config("delayed_gradient")) == (1.0, 1.0, None)
+    assert visit_settings(stored_config("penalty")) == (3.0, 0.3, 0.0)
+    adamw = stored_config("penalty", optimizer={"name": "adamw"})
+    assert visit_settings(adamw) == (3.0, 0.3, None)
+    given = {"penalty": {"ratio": 2.0}, "stored": {"step_size": 0.5, "momentum": 0.9}}
+    for method in ("augmented_lagrangian", "penalty"):
+        assert visit_settings(stored_config(method, **given)) == (2.0, 0.5, 0.9)
