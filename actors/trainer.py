@@ -11,7 +11,10 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from actors.cluster import Reservation, ray_cluster, reserve
 from actors.coordinator import Coordinator, Stages
@@ -34,6 +37,7 @@ from laminar.config import Config, ResourceConfig
 from laminar.data import open_images, with_absolute_paths
 from laminar.errors import CheckpointError, ConfigError, DivergenceError, UserError
 from laminar.factories import Factories, LossFunction, MakeBlocks, MakeData
+from laminar.mirror import Mirror
 from laminar.plan import Plan
 from laminar.planning import make_plan
 from laminar.precision import check_compiler
@@ -287,9 +291,7 @@ class LayerParallelTrainer:
         # Started here, not by the coordinator: each spends seconds importing torch, all at once.
         stages = Stages.start(plan, room)
         coordinator = Coordinator.options(  # type: ignore[attr-defined]
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                room.group, placement_group_bundle_index=room.first_bundle
-            )
+            scheduling_strategy=self._place_of_coordinator(room)
         ).remote(
             plan,
             str(self._run.path),
@@ -309,6 +311,15 @@ class LayerParallelTrainer:
         finally:
             for actor in (coordinator, *stages.actors):
                 ray.kill(actor)
+
+    def _place_of_coordinator(self, room: Reservation) -> Any:
+        """With stage 0; beside the driver where the run directory is a folder of its machine."""
+        if Mirror.of(self._run.path) is not None:
+            node = ray.get_runtime_context().get_node_id()
+            return NodeAffinitySchedulingStrategy(node, soft=False)
+        return PlacementGroupSchedulingStrategy(
+            room.group, placement_group_bundle_index=room.first_bundle
+        )
 
     def _watch(self, plan: Plan, coordinator: Any, num_known: int) -> dict[str, Any]:
         infos = ray.get(coordinator.setup.remote())

@@ -6,11 +6,13 @@ checkpoint does not depend on the number of stages; nothing is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from laminar import __version__
 from laminar.config_file import validate_config
 from laminar.errors import CheckpointError, FactoryError
 from laminar.factories import NO_FACTORIES, Factories
+from laminar.mirror import Mirror
 from laminar.plan import Plan
 from laminar.problem import Problem
 
@@ -57,10 +60,36 @@ def write_part(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> SavedP
     """Write the tensors of one stage into a checkpoint that is not published yet."""
     from safetensors.torch import save_file  # and torch, which who publishes can do without
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    save_file(dict(tensors), path)
-    return SavedPart(name, path.stat().st_size, _sha256(path))
+    with _writable(folder / name) as path:
+        save_file(dict(tensors), path)
+        return SavedPart(name, path.stat().st_size, _sha256(path))
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[Path]:
+    """Yield where to write a part, which will be at `path` after the block, here or in a store."""
+    mirror = Mirror.of(path)
+    if mirror is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield (written := Path(scratch) / path.name)
+        mirror.upload(written, path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """Yield where a part can be read within the block, fetched if it is in a store."""
+    mirror = Mirror.of(path)
+    if mirror is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        fetched = Path(scratch) / path.name
+        with contextlib.suppress(FileNotFoundError):
+            mirror.download(path, fetched)
+        yield fetched
 
 
 def publish(
@@ -77,6 +106,7 @@ def publish(
         "data": data,
         "parts": [asdict(part) for part in parts],
     }
+    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{MANIFEST}"
     with temporary.open("w") as file:
         json.dump(manifest, file, indent=1)
@@ -178,15 +208,16 @@ def load_tensors(manifest: Manifest, prefix: str | tuple[str, ...] = "") -> dict
     tensors: dict[str, Tensor] = {}
     for part in manifest.parts:
         path = manifest.path / part.name
-        if not path.is_file() or path.stat().st_size != part.num_bytes:
-            raise _damaged(path, "missing or of another size")
-        if _sha256(path) != part.sha256:
-            raise _damaged(path, "its checksum differs")
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
-        except SafetensorError as error:
-            raise _damaged(path, error) from error
+        with _readable(path) as found:
+            if not found.is_file() or found.stat().st_size != part.num_bytes:
+                raise _damaged(path, "missing or of another size")
+            if _sha256(found) != part.sha256:
+                raise _damaged(path, "its checksum differs")
+            try:
+                with safe_open(found, framework="pt") as file:
+                    tensors |= {k: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+            except SafetensorError as error:
+                raise _damaged(path, error) from error
     return tensors
 
 

@@ -20,8 +20,8 @@ from pydantic import AwareDatetime, Field, StringConstraints, ValidationError
 
 from laminar.config.base import FrozenModel
 from laminar.errors import ConfigError
+from laminar.storage import write_durably
 from service.jobs.models import now
-from service.jobs.storage import write_durably
 
 Role = Literal["read", "submit", "admin"]
 """`read` looks, `submit` also submits and rules over its own jobs, `admin` over all."""

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from laminar.storage import Storage
 from service.jobs.models import Artifact, Checkpoint
-from service.jobs.storage import Storage
 from service.jobs.store import RUN
 
 _CHUNK_BYTES = 1 << 20

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import threading
@@ -18,14 +16,15 @@ from types import FrameType
 import uvicorn
 
 from laminar.errors import ConfigError, UserError
+from laminar.storage import Storage
 from service.api.app import create_app
 from service.api.auth import Tokens
 from service.api.context import ApiSettings, Context
 from service.jobs.cluster import RayJobs
 from service.jobs.estimate import Planner
 from service.jobs.manager import JobManager
+from service.jobs.only_service import only_service
 from service.jobs.settings import Settings
-from service.jobs.storage import Storage
 from service.jobs.store import JobStore
 
 _log = logging.getLogger("laminar.service")
@@ -73,18 +72,12 @@ def serve(options: ServeOptions) -> None:
     tokens = _check_access(options)
     roots = tuple(_check_root(root) for root in options.data_roots)
     storage = Storage.open(options.storage)
-    if not storage.is_local:
-        raise ConfigError(
-            "--storage must be a folder that the service and all nodes share",
-            got=options.storage,
-            fix="mount it and give the path of the mount: stages write their checkpoints there",
-        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     cluster = RayJobs(
         options.ray_address, python=options.cluster_python, ship_code=options.ship_code
     )
-    with only_service(Path(storage.root)), _listening(options) as listener:
+    with only_service(storage), _listening(options) as listener:
         store, planner = JobStore(storage), Planner()
         for name in store.unreadable:
             _log.warning("the folder %s looks like a job and cannot be read", name)
@@ -101,7 +94,7 @@ def serve(options: ServeOptions) -> None:
             dispatch_s=1.0,
         )
         threading.Thread(target=_warm_up, args=(planner,), daemon=True).start()
-        _log.info("%d jobs in %s", len(store.ids()), storage.root)
+        _log.info("%d jobs in %s", len(store.ids()), storage.uri())
         _log.info("listening on http://%s:%d", options.host, listener.getsockname()[1])
         config = uvicorn.Config(
             app,
@@ -158,28 +151,6 @@ def _check_root(root: Path) -> Path:
             fix="name the folder that holds the data sets",
         )
     return found
-
-
-@contextmanager
-def only_service(folder: Path) -> Iterator[None]:
-    """Keep other services from a storage within the block.
-
-    Raises:
-        ConfigError: One is there already.
-    """
-    lock = os.open(folder / ".service.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                "only one service may use a storage at a time",
-                got=f"another one uses {folder}",
-                fix="stop it, or give another --storage",
-            ) from None
-        yield
-    finally:
-        os.close(lock)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -60,8 +60,8 @@ class Cluster(Protocol):
     def versions(self) -> Versions | None:
         """Return what runs there, or None while that is being found out."""
 
-    def submit(self, submission_id: str, folder: str, attempt: int) -> None:
-        """Start a driver; nothing happens where one was started under this name before.
+    def submit(self, submission_id: str, home: str, attempt: int) -> None:
+        """Start a driver of the job whose home this is, unless one was started under this name.
 
         Raises:
             SubmissionRefused: It will never run.
@@ -139,9 +139,9 @@ class RayJobs:
             self._session = ""
         return None
 
-    def submit(self, submission_id: str, folder: str, attempt: int) -> None:
-        """Start `python -m service.jobs.entry FOLDER ATTEMPT`, unless it was started before."""
-        command = [self._python, "-m", "service.jobs.entry", folder, str(attempt)]
+    def submit(self, submission_id: str, home: str, attempt: int) -> None:
+        """Start `python -m service.jobs.entry HOME ATTEMPT`, unless it was started before."""
+        command = [self._python, "-m", "service.jobs.entry", home, str(attempt)]
         self._run(submission_id, shlex.join(command))
 
     def _run(self, submission_id: str, command: str) -> None:

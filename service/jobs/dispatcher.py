@@ -169,7 +169,7 @@ class Dispatcher:
             self._finish(job_id, "stopped", "stopped before it started")
             return
         try:
-            self._cluster.submit(name, self.store.storage.path(job_id), status.last.attempt)
+            self._cluster.submit(name, self.store.storage.uri(job_id), status.last.attempt)
         except SubmissionRefused as error:
             self._retry_or_fail(job_id, f"the cluster refused it: {error}")
             return

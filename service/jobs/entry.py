@@ -1,7 +1,9 @@
-"""The driver of one try of a job, on the cluster: `python -m service.jobs.entry FOLDER ATTEMPT`.
+"""The driver of one try of a job, on the cluster: `python -m service.jobs.entry HOME ATTEMPT`.
 
-The command is fixed; what it trains is the data in the folder. It writes `attempts/NNNN.json` and
-never `status.json`, which it reads: a stop, or a later attempt, is how the service speaks to it.
+The command is fixed; what it trains is the data at home, a folder or a URI. It works in that
+folder, or in one of its own that is mirrored there (`laminar/mirror.py`). It writes
+`attempts/NNNN.json` and never `status.json`, which it reads: a stop, or a later attempt, is how the
+service speaks to it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -22,6 +25,8 @@ from types import FrameType
 from typing import Any
 
 from laminar.errors import ConfigError, ResourceError, UserError
+from laminar.mirror import Copier, Mirror
+from laminar.storage import Storage, write_durably
 from service.jobs.models import (
     AttemptReport,
     JobRequest,
@@ -33,10 +38,10 @@ from service.jobs.models import (
     now,
 )
 from service.jobs.search_models import SearchProgress
-from service.jobs.storage import write_durably
 from service.jobs.store import LOG, RUN, SPEC, STATUS, attempt_file
 
 _WATCH_S = 1.0
+_STORE_WATCH_S = 3.0
 _REPORT_S = 1.0
 _MOST_READ_FAILURES = 30
 
@@ -90,7 +95,7 @@ class Reporter:
         write_durably(self._path, report.model_dump_json().encode())
 
 
-def watch(folder: Path, attempt: int, interrupt: Callable[[], None]) -> None:
+def watch(home: Storage, attempt: int, interrupt: Callable[[], None]) -> None:
     """Look at the job's status until it says that this try is to end, or has.
 
     A later attempt means that the service has given this one up for lost: two must never write to
@@ -99,7 +104,7 @@ def watch(folder: Path, attempt: int, interrupt: Callable[[], None]) -> None:
     num_failures = 0
     while True:
         try:
-            status = JobStatus.model_validate_json((folder / STATUS).read_bytes())
+            status = JobStatus.model_validate_json(home.read(STATUS) or b"")
             num_failures = 0
         except (OSError, ValueError):
             num_failures += 1
@@ -111,27 +116,37 @@ def watch(folder: Path, attempt: int, interrupt: Callable[[], None]) -> None:
             if status.state not in ("starting", "running"):
                 interrupt()
                 return
-        time.sleep(_WATCH_S)
+        time.sleep(_WATCH_S if home.is_local else _STORE_WATCH_S)
 
 
-def run(folder: Path, attempt: int) -> int:
-    """Train what the folder says; return the exit code."""
+def run(
+    folder: Path, home: Storage, attempt: int, settle: Callable[[], None] = lambda: None
+) -> int:
+    """Train what the folder says; return the exit code.
+
+    Args:
+        folder: To work in.
+        home: Of the job, which may be the folder.
+        attempt: Number of the try.
+        settle: Called when all but what came of it is in the folder.
+    """
     reporter = Reporter(folder, attempt)
     reporter.starting()
-    outcome, reason = _attempt(folder, attempt, reporter)
+    outcome, reason = _attempt(folder, home, attempt, reporter)
     print(f"{outcome}: {reason}", file=sys.stderr, flush=True)
+    settle()
     reporter.ended(outcome, reason)
     return 0 if outcome == "succeeded" else 1
 
 
-def _attempt(folder: Path, attempt: int, reporter: Reporter) -> tuple[Outcome, str]:
+def _attempt(folder: Path, home: Storage, attempt: int, reporter: Reporter) -> tuple[Outcome, str]:
     from actors.trainer import RunStopped
 
     try:
         spec = JobSpec.model_validate_json((folder / SPEC).read_bytes())
-        with _interruptible(folder, attempt):
+        with _interruptible(home, attempt):
             check(spec)
-            _connect()
+            _connect(Mirror.of(folder))
             if isinstance(spec.request, SearchRequest):
                 from service.jobs.search_driver import search
 
@@ -150,12 +165,13 @@ def _attempt(folder: Path, attempt: int, reporter: Reporter) -> tuple[Outcome, s
         return "failed", lines[0][:500] if lines else type(error).__name__
 
 
-def _connect() -> None:
+def _connect(mirror: Mirror | None) -> None:
     import ray
 
-    # The stages' output comes to this process, and so into the job's log.
+    environment = None if mirror is None else {"env_vars": mirror.environment()}
     ours = signal.getsignal(signal.SIGTERM)
-    ray.init("auto", log_to_driver=True, logging_level=logging.ERROR)
+    # The stages' output comes to this process, and so into the job's log.
+    ray.init("auto", log_to_driver=True, logging_level=logging.ERROR, runtime_env=environment)
     signal.signal(signal.SIGTERM, ours)  # Ray's own aborts the process
 
 
@@ -238,7 +254,7 @@ def check(spec: JobSpec) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(folder: Path, attempt: int) -> Iterator[None]:
+def _interruptible(home: Storage, attempt: int) -> Iterator[None]:
     """Turn SIGTERM, and a stop that the status asks for, into KeyboardInterrupt, once."""
     is_over = threading.Event()
 
@@ -250,7 +266,7 @@ def _interruptible(folder: Path, attempt: int) -> Iterator[None]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupt)
-    arguments = (folder, attempt, lambda: os.kill(os.getpid(), signal.SIGINT))
+    arguments = (home, attempt, lambda: os.kill(os.getpid(), signal.SIGINT))
     threading.Thread(target=watch, args=arguments, daemon=True).start()
     try:
         yield
@@ -259,16 +275,42 @@ def _interruptible(folder: Path, attempt: int) -> Iterator[None]:
 
 
 def main() -> None:
+    """Train, and end the process."""
+    home, attempt = Storage.open(sys.argv[1]), int(sys.argv[2])
+    work = _run_logged if home.is_local else _run_mirrored
+    code = work(home, attempt)
+    sys.stdout.flush()
+    os._exit(code)  # Ray's own exit hangs now and then, and there is nothing left to do
+
+
+def _run_mirrored(home: Storage, attempt: int) -> int:
+    folder = Path(tempfile.mkdtemp(prefix="laminar-job-"))
+    mirror = Mirror(folder, home.uri())
+    os.environ.update(mirror.environment())
+    copier = Copier(mirror, fetched=lambda name: name in (SPEC, LOG) or name.startswith(f"{RUN}/"),
+                    kept=(SPEC, STATUS))  # fmt: skip
+    copier.fetch()
+    copier.start()
+    code = _run_logged(home, attempt, folder, copier.settle)
+    copier.settle()
+    shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def _run_logged(
+    home: Storage,
+    attempt: int,
+    folder: Path | None = None,
+    settle: Callable[[], None] = lambda: None,
+) -> int:
     """Write all that is printed, by this process and by what it starts, to the job's log."""
-    folder, attempt = Path(sys.argv[1]), int(sys.argv[2])
+    folder = folder or Path(home.root)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log, stream.fileno())
     print(f"-- attempt {attempt}, {now():%Y-%m-%d %H:%M:%S} UTC", file=sys.stderr, flush=True)
-    code = run(folder, attempt)
-    sys.stdout.flush()
-    os._exit(code)  # Ray's own exit hangs now and then, and there is nothing left to do
+    return run(folder, home, attempt, settle)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,12 @@ class JobManager:
         self._check_versions(request)
         roots = self.settings.data_roots
         if isinstance(request, SearchRequest):
+            if not self.store.storage.is_local:
+                raise ConfigError(
+                    "a search must have storage that is a folder, where its trials meet",
+                    got=f"the storage {self.store.storage.uri()}",
+                    fix="submit jobs, or let `laminar serve --storage` name a mounted folder",
+                )
             tree = confined_search(request.search_file, roots)
             return request.model_copy(update={"search_file": tree, "versions": None})
         config = confined(request.config, roots)

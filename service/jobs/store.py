@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from laminar.storage import Storage
 from service.jobs.models import (
     JOB_ID,
     AttemptReport,
@@ -30,7 +31,6 @@ from service.jobs.models import (
     State,
     Transition,
 )
-from service.jobs.storage import Storage
 
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
@@ -249,7 +249,7 @@ class JobStore:
                     "needs": spec.needs,
                     "estimate": spec.estimate,
                     "history": self._statuses[job_id].history,
-                    "run": self.storage.path(f"{job_id}/{RUN}"),
+                    "run": self.storage.uri(f"{job_id}/{RUN}"),
                 }
             )
 

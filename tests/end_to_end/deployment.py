@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests import object_store
 from tests.end_to_end.namespaces import Node, namespaces, why_no_namespaces
 
 BIN = Path(sys.executable).parent
@@ -111,13 +112,22 @@ class ScriptProcess:
 
 
 class ServiceProcess(ScriptProcess):
-    """The service, which may be killed and started again on the same storage and port."""
+    """The service, which may be killed and started again on the same storage and port.
 
-    def __init__(self, folder: Path, environment: dict[str, str], *options: str) -> None:
+    Args:
+        folder: For its log, and for storage unless there is another.
+        environment: All of it.
+        options: Of `laminar serve`.
+        storage: A URI.
+    """
+
+    def __init__(
+        self, folder: Path, environment: dict[str, str], *options: str, storage: str | None = None
+    ) -> None:
         self.storage, port = folder / "jobs", free_port()
         self.url = f"http://127.0.0.1:{port}"
         settings = {
-            "LAMINAR_STORAGE": str(self.storage),
+            "LAMINAR_STORAGE": storage or str(self.storage),
             "LAMINAR_PORT": str(port),
             # Ray's own variable names another cluster; ours must win.
             "RAY_ADDRESS": "192.0.2.1:6379",
@@ -146,10 +156,25 @@ class Deployment:
     """The head first."""
     why_one_node: str
     """Why there is only one; empty where there are two."""
+    address: str
+    """Of this machine, as the nodes see it."""
+    environment: dict[str, str]
+    """Of services."""
 
     @property
     def num_nodes(self) -> int:
         return len(self.nodes)
+
+    @contextmanager
+    def another_service(self, folder: Path, storage: str) -> Iterator[ServiceProcess]:
+        """Run a second service of the same cluster."""
+        service = ServiceProcess(folder, self.environment, storage=storage)
+        try:
+            service.start()
+            service.wait()
+            yield service
+        finally:
+            service.kill()
 
     def wait_for_nodes(self) -> None:
         """Wait until all are healthy; a test that needs only the head goes on meanwhile."""
@@ -186,15 +211,17 @@ def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deplo
             "RAY_AUTH_TOKEN_PATH": str(token),
             "LAMINAR_TEMP_DIR": temp,
             "LAMINAR_OBJECT_STORE_BYTES": "200000000",
+            **object_store.ENVIRONMENT,
         }
+        address = "127.0.0.1"
         if why:
             nodes, dashboard = _one_node(folder, environment, num_cpus)
         else:
             places = stack.enter_context(namespaces())
             nodes, dashboard = _two_nodes(places, folder, environment, num_cpus)
-        service = ServiceProcess(
-            folder, {**environment, "LAMINAR_RAY_ADDRESS": dashboard}, *options
-        )
+            address = places[0].gateway
+        environment = {**environment, "LAMINAR_RAY_ADDRESS": dashboard}
+        service = ServiceProcess(folder, environment, *options)
         for process in (*nodes, service):
             stack.callback(process.kill)
         service.start()  # it waits for a cluster
@@ -203,7 +230,7 @@ def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deplo
         for worker in workers:  # which give up where there is no head yet
             worker.start()
         service.wait()
-        yield Deployment(service, tuple(nodes), why)
+        yield Deployment(service, tuple(nodes), why, address, environment)
 
 
 def _wait(nodes: Sequence[ScriptProcess]) -> None:

@@ -19,6 +19,8 @@ class Node:
     """A place for processes: a network namespace, or this process's own where there is none."""
 
     address: str = "127.0.0.1"
+    gateway: str = "127.0.0.1"
+    """The address of this process as it is seen there."""
     namespace: str | None = None
 
     @property
@@ -50,8 +52,7 @@ def namespaces() -> Iterator[tuple[Node, Node]]:
         _ip("addr", "add", f"{network}.1/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         one, other = (
-            stack.enter_context(_namespace(f"{bridge}-{n}", bridge, f"{network}.{n}"))
-            for n in (2, 3)
+            stack.enter_context(_namespace(f"{bridge}-{n}", bridge, network, n)) for n in (2, 3)
         )
         yield one, other
 
@@ -74,15 +75,15 @@ def why_no_namespaces() -> str:
 
 
 @contextmanager
-def _namespace(name: str, bridge: str, address: str) -> Iterator[Node]:
+def _namespace(name: str, bridge: str, network: str, number: int) -> Iterator[Node]:
     _ip("netns", "add", name)
     try:
         _ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
         _ip("link", "set", name, "master", bridge, "up")
-        _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+        _ip("-n", name, "addr", "add", f"{network}.{number}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             _ip("-n", name, "link", "set", link, "up")
-        node = Node(address, name)
+        node = Node(f"{network}.{number}", f"{network}.1", name)
         try:
             yield node
         finally:

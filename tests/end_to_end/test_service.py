@@ -7,9 +7,7 @@ real browser; `users.py` has that walk.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,36 +15,18 @@ from pathlib import Path
 import pytest
 
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
-from laminar.config import Config
 from laminar.config_file import load_config
 from laminar.data import describe
-from laminar.evaluation import evaluate_run
 from laminar.planning import make_plan
 from laminar.run_directory import RunDirectory
 from service.client import LaminarClient
-from service.jobs.models import ENDED, Job, JobRequest, SearchRequest
+from service.jobs.models import Job, JobRequest, SearchRequest
 from service.jobs.versions import versions_here
 from tests.end_to_end.deployment import Deployment
+from tests.end_to_end.split import NUM_EPOCHS, SPLIT, check_split, config, wait
 from tests.end_to_end.users import BrowserUser, RestUser
-from tests.tiny import differing, run_reference, tiny_config
+from tests.tiny import differing, run_reference
 
-NUM_EPOCHS = 36
-"""Of the job that is stopped: a few before that, however quick the machine."""
-TIMEOUT_S = 240.0
-
-
-def config(num_epochs: int, num_stages: int, cpus_per_stage: float) -> Config:
-    return tiny_config(
-        15,
-        epochs=num_epochs,
-        num_stages=num_stages,
-        resources={"cpus_per_stage": cpus_per_stage, "message_timeout_s": 60},
-    )
-
-
-# Of two nodes with a CPU each: neither has room for both stages, so they are apart, and wherever
-# the other jobs are they leave room for them.
-SPLIT = config(NUM_EPOCHS, 2, 0.6)
 GPUS = SPLIT.model_copy(
     update={"resources": SPLIT.resources.model_copy(update={"gpus_per_stage": 2.0})}
 )
@@ -61,16 +41,6 @@ REQUESTS = {
     "short": JobRequest(config=SHORT, name="short", keep=2, versions=versions_here()),
     "search": SearchRequest(search_file=SEARCH, name="search", versions=versions_here()),
 }
-
-
-def wait(client: LaminarClient, job_id: str, condition: Callable[[Job], bool]) -> Job:
-    """Poll until something holds of a job, or it has ended."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition(job := client.job(job_id)):
-        assert job.state not in ENDED, (job.state, job.reason, client.logs(job_id))
-        assert time.monotonic() < deadline, (job, client.logs(job_id))
-        time.sleep(0.1)
-    return job
 
 
 @contextmanager
@@ -170,28 +140,6 @@ def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_wa
 
 def heads(lines: list[str]) -> list[str]:
     return [line[:12] for line in lines if line.startswith("-- ")]
-
-
-def check_split(client: LaminarClient, job: Job, folder: Path, num_nodes: int) -> None:
-    """Compare a job that was stopped and resumed with one that was not; use its checkpoint."""
-    assert [step.state for step in job.history] == [
-        *("queued", "starting", "running", "stopping", "stopped"),
-        *("queued", "starting", "running", "succeeded"),
-    ]
-    metrics = client.metrics(job.id)
-    assert [line["epoch"] for line in metrics] == list(range(1, NUM_EPOCHS + 1))
-    newest = client.checkpoints(job.id)[-1]
-    client.download_run(job.id, folder)
-    run = RunDirectory(folder)
-    saved = load_tensors(read_manifest(run.checkpoints / newest.name))
-    reference = run_reference(make_plan(SPLIT, describe(SPLIT.data)))
-    assert differing(reference.state(), saved) == []
-    accuracy = metrics[-1]["test_accuracy"]
-    assert evaluate_run(run.path)["accuracy"] == pytest.approx(accuracy)
-    assert job.reason == f"test accuracy {accuracy:.4f}"
-    assert run.plot_file.stat().st_size > 1000
-    stages = json.loads(run.environment_file.read_text())["stages"]
-    assert len({stage["node"] for stage in stages}) == num_nodes
 
 
 def check_search(client: LaminarClient, job: Job, folder: Path) -> None:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from laminar.storage import Storage
 from service.jobs.cluster import ClusterState, ClusterUnreachable, DriverState, SubmissionRefused
 from service.jobs.dispatcher import submission_id
 from service.jobs.manager import JobManager
@@ -25,7 +26,6 @@ from service.jobs.models import (
 from service.jobs.search_models import SearchFile
 from service.jobs.searches import estimate_search
 from service.jobs.settings import Settings
-from service.jobs.storage import Storage
 from service.jobs.store import RUN, JobStore, attempt_file
 from tests.tiny import tiny_config
 

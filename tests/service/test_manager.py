@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from laminar.errors import ConfigError
+from laminar.storage import Storage
 from service.jobs import dispatcher, entry
 from service.jobs.dispatcher import submission_id
 from service.jobs.manager import Conflict, TooManyJobs
@@ -311,13 +312,14 @@ def test_the_driver_heeds_a_stop_and_gives_way_to_a_later_attempt(
     status = {"state": "stopping", "at": "2026-01-01T00:00:00Z", "reason": "", "attempt": 1}
     (tmp_path / "status.json").write_text(json.dumps({"history": [status]}))
     calls: list[int] = []
-    entry.watch(tmp_path, 1, lambda: calls.append(1))
+    home = Storage.open(str(tmp_path))
+    entry.watch(home, 1, lambda: calls.append(1))
     assert (calls, exits) == ([1], [])
     with pytest.raises(SystemExit):
-        entry.watch(tmp_path, 0, lambda: calls.append(2))
+        entry.watch(home, 0, lambda: calls.append(2))
     (tmp_path / "status.json").unlink()
     with pytest.raises(SystemExit):
-        entry.watch(tmp_path, 1, lambda: calls.append(2))
+        entry.watch(home, 1, lambda: calls.append(2))
     assert (calls, exits) == ([1], [3, 4])
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from laminar.errors import ConfigError
+from laminar.storage import Storage
 from service.api.streams import parse_lines
 from service.client import LaminarClient, ServiceError
 from service.commands.in_words import ledger_line
@@ -22,7 +23,6 @@ from service.jobs.models import AttemptReport, JobRequest, Needs, NodeInfo
 from service.jobs.search_driver import is_barren, outcome_of, progress_of
 from service.jobs.searches import estimate_search
 from service.jobs.settings import Settings
-from service.jobs.storage import Storage
 from service.jobs.store import JobStore
 from tests.service.conftest import Served
 from tests.service.scripted_cluster import (

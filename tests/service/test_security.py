@@ -13,10 +13,12 @@ import httpx
 import pytest
 
 from laminar.errors import ConfigError, ResourceError
+from laminar.storage import Storage
 from service.api.auth import Tokens, User, hash_token
 from service.api.guard import RateLimiter
-from service.api.server import ServeOptions, is_loopback, only_service
+from service.api.server import ServeOptions, is_loopback
 from service.api.server import serve as serve_forever
+from service.jobs.only_service import only_service
 from tests.service.conftest import Serve, Served
 from tests.service.scripted_cluster import request
 
@@ -323,7 +325,8 @@ def test_other_addresses_than_loopback_need_a_token(tmp_path: Path):
     with pytest.raises(ConfigError, match="below the root"):
         serve_forever(ServeOptions(**options, data_roots=(Path("/"),)))
     (tmp_path / "jobs").mkdir(exist_ok=True)
-    with only_service(tmp_path / "jobs"), pytest.raises(ConfigError, match="one service"):
+    storage = Storage.open(options["storage"])
+    with only_service(storage), pytest.raises(ConfigError, match="one service"):
         serve_forever(ServeOptions(**options))
 
 

@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from laminar.errors import ConfigError
+from laminar import mirror as mirrors
+from laminar.checkpoint import (
+    find_checkpoint,
+    load_tensors,
+    prune,
+    publish,
+    read_manifest,
+    write_part,
+)
+from laminar.errors import CheckpointError, ConfigError
+from laminar.mirror import Copier, Mirror
+from laminar.run_directory import RunDirectory
+from laminar.storage import Storage
 from service.api.files import list_artifacts, list_checkpoints, open_artifact
 from service.api.server import ServeOptions, serve
 from service.api.streams import read_metrics, tail_log
 from service.jobs.models import AttemptReport, now
-from service.jobs.storage import Storage
+from service.jobs.only_service import LEASE_S, leased
 from service.jobs.store import JobStore, attempt_file
-from tests.service.scripted_cluster import ScriptedCluster, Service
+from tests.object_store import ENVIRONMENT, object_store
+from tests.service.scripted_cluster import ScriptedCluster, Service, search_request
+from tests.tiny import differing, run_reference, tiny_plan
 
 
-@pytest.fixture(params=["folder", "file", "mock"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """`mock://` is pyarrow's file system in memory, which knows no local path, as S3 does not."""
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, object_store() as uri:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield uri
+
+
+@pytest.fixture(params=["folder", "file", "mock", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, bucket: str) -> Storage:
+    """`mock://` is pyarrow's file system in memory, which has folders and knows no local path."""
     roots = {"folder": str(tmp_path), "file": f"file://{tmp_path}", "mock": "mock:///bucket/jobs"}
-    found = Storage.open(roots[request.param])
-    assert found.is_local == (request.param != "mock")
+    of_store = Storage.open(bucket).uri(tmp_path.name)
+    found = Storage.open(roots.get(request.param, of_store))
+    assert found.is_local == (request.param in ("folder", "file"))
     return found
+
+
+@pytest.fixture
+def store(tmp_path: Path, bucket: str) -> Storage:
+    return Storage.open(Storage.open(bucket).uri(f"{tmp_path.name}/job"))
 
 
 def test_what_is_written_is_read_listed_and_removed(storage: Storage):
@@ -43,7 +76,28 @@ def test_what_is_written_is_read_listed_and_removed(storage: Storage):
     storage.remove_file("a/b")
     assert storage.read("a/b") is None
     storage.remove("a")
-    assert storage.names() == []
+    storage.remove_file("a/b")
+    storage.remove("a")
+    assert storage.files("") == []
+
+
+def test_files_of_any_size_go_to_storage_and_come_back(storage: Storage, tmp_path: Path):
+    content = os.urandom(9_000_000)
+    (tmp_path / "large").write_bytes(content)
+    storage.upload(tmp_path / "large", "some/where")
+    storage.download("some/where", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        storage.download("nowhere", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("where", ["{folder}", "{folder}/odd?name", "file://{folder}", "{bucket}"])
+def test_a_folder_within_is_opened_by_its_uri(where: str, tmp_path: Path, bucket: str):
+    storage = Storage.open(where.format(folder=tmp_path, bucket=bucket))
+    storage.write("a/b/c", b"1")
+    assert Storage.open(storage.uri("a/b")).read("c") == b"1"
+    assert Storage.open(Storage.open(storage.uri("a")).uri("b")).names() == ["c"]
 
 
 def test_a_service_finds_all_about_its_jobs_again(storage: Storage, tmp_path: Path):
@@ -82,11 +136,163 @@ def test_a_service_finds_all_about_its_jobs_again(storage: Storage, tmp_path: Pa
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("mock:///bucket/jobs", "mount it"),  # stages could not write their checkpoints there
         ("nothing://known/jobs", "a URI that pyarrow knows"),
         ("/proc/nobody/writes/here", "can be written to"),
+        ("s3://none/jobs{query}", "there is no bucket none"),
+        ("s3://name:word@bucket/jobs{query}", "no secret .* a password.*AWS_ACCESS_KEY_ID"),
+        ("s3://bucket/jobs{query}&secret_key=word", "no secret .* secret_key"),
     ],
 )
-def test_storage_that_no_job_could_train_on_is_refused(where: str, said: str):
-    with pytest.raises(ConfigError, match=said):
+def test_storage_that_no_job_could_train_on_is_refused(where: str, said: str, bucket: str):
+    where = where.format(query="?" + bucket.partition("?")[2])
+    with pytest.raises(ConfigError, match=said) as refusal:
         serve(ServeOptions(storage=where, ray_address="http://127.0.0.1:9"))
+    assert "word" not in str(refusal.value).replace("password", "")
+
+
+# -- one service to a store ------------------------------------------------------------------------
+
+
+def test_a_second_service_is_kept_away_and_one_that_was_killed_is_followed(store: Storage):
+    with leased(store, 0.4), pytest.raises(ConfigError, match="only one service"), leased(store):
+        pass
+    started = time.monotonic()
+    with leased(store):  # at once: the first has ended properly
+        assert time.monotonic() - started < LEASE_S
+    store.write("service.lease", b"killed 7\n")
+    with leased(store, 0.4):
+        pass
+    assert store.files("") == []
+
+
+def test_a_service_whose_storage_was_taken_ends(store: Storage):
+    lost = threading.Event()
+    with leased(store, 0.4, lost.set):
+        store.write("service.lease", b"another 1\n")
+        assert lost.wait(10)
+    assert store.read("service.lease") == b"another 1\n"
+
+
+# -- a run directory in a store --------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirror(store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    found = Mirror(tmp_path / "work", store.uri())
+    found.folder.mkdir()
+    for name, value in found.environment().items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+def copier(mirror: Mirror) -> Copier:
+    return Copier(mirror, fetched=lambda name: not name.startswith("attempts/"), kept=("job.json",))
+
+
+def test_the_store_becomes_what_the_folder_is(mirror: Mirror, store: Storage):
+    store.write("job.json", b"asked for")
+    store.write("log.txt", b"first try\n")
+    store.write("attempts/0001.json", b"first")
+    one = copier(mirror)
+    one.fetch()
+    assert {p.name for p in mirror.folder.iterdir()} == {"job.json", "log.txt"}
+    (mirror.folder / "job.json").write_text("never written")
+    with (mirror.folder / "log.txt").open("a") as log:
+        log.write("second try\n")
+    (mirror.folder / "run").mkdir()
+    (mirror.folder / "run" / ".metrics").touch()
+    (mirror.folder / "run" / "link").symlink_to("/etc/passwd")
+    (mirror.folder / "run" / "metrics.jsonl").write_text("1\n")
+    one.copy()
+    assert store.read("log.txt") == b"first try\nsecond try\n"
+    names = ["attempts/0001.json", "job.json", "log.txt", "run/metrics.jsonl"]
+    assert [name for name, _ in store.files("")] == names
+    assert store.read("job.json") == b"asked for"
+    (mirror.folder / "run" / "metrics.jsonl").unlink()
+    one.settle()
+    assert store.size("run/metrics.jsonl") is None
+    shutil.rmtree(mirror.folder)
+    one.copy()
+    assert store.size("log.txt") == 21
+
+
+def test_a_checkpoint_is_in_the_store_with_its_manifest_and_all_that_was_written_before(
+    mirror: Mirror, store: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    """As the machine of another stage sees it, which has none of the folder's files."""
+    plan = tiny_plan(num_stages=1)
+    run = RunDirectory(mirror.folder / "run")
+    state = run_reference(plan).state()
+    parts = []
+    for epoch in (1, 2):
+        folder = run.checkpoints / f"epoch_{epoch:04d}"
+        parts = [write_part(folder, "stage_000.safetensors", state)]
+        assert not folder.exists()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        run.metrics_file.write_text('{"epoch": 1}\n' * epoch)
+        data = {"mean": [0.0], "std": [1.0]}
+        publish(folder, epoch=epoch, plan=plan, parts=parts, data=data)
+    write_part(run.checkpoints / "epoch_0003", "stage_000.safetensors", state)
+
+    one, taken = copier(mirror), []
+    write, upload = Storage.write, Storage.upload
+    monkeypatch.setattr(Storage, "write", lambda s, n, c: (taken.append(n), write(s, n, c)))
+    monkeypatch.setattr(Storage, "upload", lambda s, p, n: (taken.append(n), upload(s, p, n)))
+    one.copy()
+    manifests = [f"run/checkpoints/epoch_{epoch:04d}/manifest.json" for epoch in (1, 2)]
+    assert taken[0] == "run/metrics.jsonl"
+    assert sorted(taken[1:]) == manifests
+
+    other = copier(Mirror(mirror.folder.with_name("other"), mirror.uri))
+    other.fetch()
+    assert store.names("run/checkpoints") == ["epoch_0001", "epoch_0002"]  # the third never was
+    assert not list(other.mirror.folder.rglob("*.safetensors"))
+    for name, value in other.mirror.environment().items():
+        monkeypatch.setenv(name, value)
+    newest = find_checkpoint(other.mirror.folder / "run")
+    assert differing(load_tensors(read_manifest(newest)), state) == []
+
+    prune(other.mirror.folder / "run" / "checkpoints", 1)
+    other.copy()
+    assert [n for n, _ in store.files("run/checkpoints")] == [
+        "epoch_0002/manifest.json",
+        "epoch_0002/stage_000.safetensors",
+    ]
+    store.write("run/checkpoints/epoch_0002/stage_000.safetensors", b"torn")
+    with pytest.raises(CheckpointError, match="must be as they were written"):
+        load_tensors(read_manifest(newest))
+    store.remove_file("run/checkpoints/epoch_0002/stage_000.safetensors")
+    with pytest.raises(CheckpointError, match="must be as they were written"):
+        load_tensors(read_manifest(newest))
+
+
+def test_a_store_that_does_not_answer_loses_nothing(
+    mirror: Mirror, store: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    failures = iter(range(3))
+    upload = Storage.upload
+
+    def fail(self: Storage, source: Path, name: str) -> None:
+        if next(failures, None) is not None:
+            raise OSError("timed out")
+        upload(self, source, name)
+
+    monkeypatch.setattr(Storage, "upload", fail)
+    monkeypatch.setattr(mirrors, "_PERIOD_S", 0.01)
+    monkeypatch.setattr(mirrors, "_LAST_TRIES_S", (0.0,) * 3)
+    (mirror.folder / "log.txt").write_text("kept")
+    one = copier(mirror)
+    one.start()
+    one.settle()
+    assert store.read("log.txt") == b"kept"
+    (mirror.folder / "log.txt").write_text("more")
+    monkeypatch.setattr(Storage, "upload", lambda *_: (_ for _ in ()).throw(OSError("for ever")))
+    with pytest.raises(OSError, match="for ever"):
+        one.settle()
+
+
+def test_a_search_needs_a_folder(store: Storage, tmp_path: Path):
+    service = Service(tmp_path / "jobs", ScriptedCluster((2, 0)))
+    service.manager.store = JobStore(store)
+    with pytest.raises(ConfigError, match="a search must have storage that is a folder"):
+        service.manager.submit(search_request(), "ada")

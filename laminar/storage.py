@@ -6,14 +6,22 @@ stores publish an object when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import uuid
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from pyarrow import fs
 
 from laminar.errors import ConfigError
+
+_CHUNK_BYTES = 1 << 22
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Without folders: there is nothing to make before an object can be written."""
+_ABSENT = fs.FileType.NotFound
 
 
 class Storage:
@@ -22,23 +30,33 @@ class Storage:
     Args:
         filesystem: pyarrow's.
         root: The folder on it.
+        where: Path or URI of the folder, as others can open it.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
-        self._fs, self.root = filesystem, root.rstrip("/")
-        self._fs.create_dir(self.root, recursive=True)
+    def __init__(self, filesystem: fs.FileSystem, root: str, where: str) -> None:
+        self._fs, self.root, self._where = filesystem, root.rstrip("/"), where
+        self._has_folders = filesystem.type_name not in _OBJECT_STORES
+        if self._has_folders:
+            self._fs.create_dir(self.root, recursive=True)
+        elif self._fs.get_file_info(bucket := self.root.partition("/")[0]).type == _ABSENT:
+            raise FileNotFoundError(f"there is no bucket {bucket}")
 
     @classmethod
     def open(cls, where: str) -> Storage:
         """Open a folder, or what a URI such as `s3://bucket/path` names.
 
         Raises:
-            ConfigError: There is nothing of that kind, or it cannot be written to.
+            ConfigError: There is nothing of that kind, it cannot be used, or the URI holds a
+                secret.
         """
+        _check_no_secret(where)
         try:
-            if "://" in where:
-                return cls(*fs.FileSystem.from_uri(where))
-            return cls(fs.LocalFileSystem(), str(Path(where).expanduser().resolve()))
+            if "://" not in where:
+                path = str(Path(where).expanduser().resolve())
+                return cls(fs.LocalFileSystem(), path, path)
+            filesystem, path = fs.FileSystem.from_uri(where)
+            is_local = isinstance(filesystem, fs.LocalFileSystem)
+            return cls(filesystem, path, path if is_local else where)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 "--storage must be a folder that can be written to, or a URI that pyarrow knows",
@@ -54,6 +72,13 @@ class Storage:
     def path(self, name: str) -> str:
         """Return the whole path of a file, for those who read it by themselves."""
         return f"{self.root}/{name}"
+
+    def uri(self, name: str = "") -> str:
+        """Return what `open` takes to open a folder within this one."""
+        base, mark, query = self._where, "", ""
+        if "://" in base:  # a folder's own name may hold a question mark
+            base, mark, query = base.partition("?")
+        return "/".join(part for part in (base.rstrip("/"), name) if part) + mark + query
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, None where there is none."""
@@ -83,9 +108,24 @@ class Storage:
         if self.is_local:
             write_durably(Path(path), content)
             return
-        self._fs.create_dir(str(PurePosixPath(path).parent), recursive=True)
+        self._make_parent(name)
         with self._fs.open_output_stream(path) as file:
             file.write(content)
+
+    def _make_parent(self, name: str) -> None:
+        if self._has_folders:
+            self._fs.create_dir(str(PurePosixPath(self.path(name)).parent), recursive=True)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Write a local file, of any size."""
+        self._make_parent(name)
+        with source.open("rb") as file, self._fs.open_output_stream(self.path(name)) as target:
+            shutil.copyfileobj(file, target, _CHUNK_BYTES)
+
+    def download(self, name: str, target: Path) -> None:
+        """Fetch a file of any size; FileNotFoundError where there is none."""
+        with self._fs.open_input_stream(self.path(name)) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK_BYTES)
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of a folder's entries, sorted; none where there is no folder."""
@@ -104,12 +144,28 @@ class Storage:
         )
 
     def remove(self, folder: str) -> None:
-        """Delete a folder and all in it."""
-        self._fs.delete_dir(self.path(folder))
+        """Delete a folder and all in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_dir(self.path(folder))
 
     def remove_file(self, name: str) -> None:
-        """Delete a file."""
-        self._fs.delete_file(self.path(name))
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(self.path(name))
+
+
+def _check_no_secret(where: str) -> None:
+    """Refuse what would be passed on to the cluster, shown on pages and logged."""
+    parts = urlsplit(where)
+    keys = [key for key, _ in parse_qsl(parts.query)]
+    odd = [key for key in keys if any(word in key.lower() for word in ("key", "secret", "token"))]
+    if "://" in where and (parts.password is not None or odd):
+        raise ConfigError(
+            "--storage must hold no secret",
+            got=f"{parts.scheme}://...{parts.path} with {odd[0] if odd else 'a password'}",
+            fix="leave it out, and set the environment variables of the store (AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY for s3) for the service and for all nodes",
+        )
 
 
 def write_durably(path: Path, content: bytes) -> None:
