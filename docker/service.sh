@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Serve jobs until SIGTERM. In an image, or anywhere with `laminar` in PATH.
 #
-#   LAMINAR_STORAGE       folder of the jobs, shared with all nodes (jobs)
+#   LAMINAR_STORAGE       folder of the jobs, shared with all nodes, or a URI (jobs)
 #   LAMINAR_RAY_ADDRESS   the cluster's dashboard (http://127.0.0.1:8265)
 #   LAMINAR_HOST          address to listen on (127.0.0.1); any other one needs LAMINAR_TOKENS
 #   LAMINAR_PORT          port to listen on (8484)

@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pyarrow import fs
@@ -126,6 +126,14 @@ class Storage:
         """Fetch a file of any size; FileNotFoundError where there is none."""
         with self._fs.open_input_stream(self.path(name)) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file, _CHUNK_BYTES)
+
+    def open_file(self, name: str) -> tuple[IO[bytes], int] | None:
+        """Open a file; return it and its size, None where there is none."""
+        try:
+            file = self._fs.open_input_file(self.path(name))
+            return file, file.size()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of a folder's entries, sorted; none where there is no folder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import stat
@@ -35,8 +34,7 @@ def open_artifact(storage: Storage, job_id: str, path: str) -> tuple[IO[bytes], 
         return None
     if storage.is_local:
         return _open_beneath(Path(storage.path(job_id)), [RUN, *parts])
-    content = storage.read(f"{job_id}/{RUN}/{path}")  # object stores have neither links nor `..`
-    return None if content is None else (io.BytesIO(content), len(content))
+    return storage.open_file(f"{job_id}/{RUN}/{path}")  # object stores have neither links nor `..`
 
 
 def _open_beneath(root: Path, parts: list[str]) -> tuple[IO[bytes], int] | None:

@@ -20,7 +20,11 @@ _ROLES = ("read", "submit", "admin")
 
 def serve(
     storage: Annotated[
-        str, typer.Option(help="Folder of the jobs, shared by the service and all nodes.")
+        str,
+        typer.Option(
+            help="Folder of the jobs, shared by the service and all nodes; or a URI, as "
+            "s3://bucket/jobs."
+        ),
     ] = "jobs",
     ray_address: Annotated[
         str, typer.Option(envvar="LAMINAR_RAY_ADDRESS", help="Dashboard of the Ray cluster.")
