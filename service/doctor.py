@@ -76,9 +76,9 @@ def _cores(config: Config) -> Finding:
 
 def _memory(config: Config) -> Finding:
     available = _available_bytes()
-    # Measured (docs/log.md): driver, coordinator and Ray's daemons 1.2 GB, a stage 0.5 GB before
+    # Measured (docs/log.md): driver, coordinator and Ray's daemons 1.1 GB, a stage 0.4 GB before
     # it has a network; a machine that has less than that need not try.
-    wanted = (1.2 + 0.5 * config.num_stages) * 1e9 + config.resources.object_store_mb * 1e6
+    wanted = (1.1 + 0.4 * config.num_stages) * 1e9 + config.resources.object_store_mb * 1e6
     text = f"{available / 1e9:.1f} GB available, at least {wanted / 1e9:.1f} GB wanted"
     if available < wanted:
         return Finding("memory", "fails", f"{text}: free some, or lower num_stages")

@@ -33,7 +33,7 @@ _TIMEOUT_S = 60.0
 _CACHE_SIZE = 256
 
 PROCESS_BYTES = 700 * 10**6
-DRIVER_BYTES = 1_200 * 10**6
+DRIVER_BYTES = 800 * 10**6
 """Measured (docs/log.md): a stage before it has a network, and driver with coordinator."""
 
 COST_PER_S = 2.7e10
