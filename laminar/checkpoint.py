@@ -143,6 +143,9 @@ def prune(root: Path, keep: int | None) -> None:
         for folder in list_checkpoints(root)[:-keep]:
             (folder / MANIFEST).unlink()
             shutil.rmtree(folder, ignore_errors=True)
+            if (mirror := Mirror.of(folder)) is not None:
+                with contextlib.suppress(OSError):  # what stays takes room, and harms nobody
+                    mirror.remove(folder)
 
 
 def read_manifest(

@@ -69,6 +69,12 @@ class Mirror:
         """Fetch what a path in the folder has in the store; FileNotFoundError where nothing is."""
         self.storage.download(path.relative_to(self.folder).as_posix(), target)
 
+    def remove(self, folder: Path) -> None:
+        """Delete in the store what a folder has there; of a checkpoint the manifest first."""
+        name = folder.relative_to(self.folder).as_posix()
+        self.storage.remove_file(f"{name}/{_MANIFEST}")
+        self.storage.remove(name)
+
 
 @functools.cache
 def _opened(uri: str) -> Storage:
@@ -79,7 +85,10 @@ def _opened(uri: str) -> Storage:
 
 @dataclass
 class Copier:
-    """Fetches a mirror's folder, then keeps the store as the folder is; parts it leaves alone."""
+    """Fetches a mirror's folder, then copies to the store what is written there.
+
+    It deletes nothing: what is gone from a temporary folder may have been tidied away.
+    """
 
     mirror: Mirror
     fetched: Callable[[str], bool]
@@ -136,30 +145,30 @@ class Copier:
                 _log.warning("the storage did not answer: %s", error)
 
     def copy(self, *, is_whole: bool = False) -> None:
-        """Copy what has changed and delete what is gone; unless whole, large files now and then.
+        """Copy what has changed; unless whole, large files now and then.
 
         A checkpoint is there with its manifest. So manifests come last, as they are before anything
         else is copied: what was written before them is in the store then.
         """
         storage, found = self.mirror.storage, dict(self._scan())
-        if not self.mirror.folder.is_dir():
-            return  # gone as a whole: somebody has tidied up, which says nothing of the run
         changed = [name for name, state in found.items() if self._copied.get(name) != state]
         manifests = dict(self._read_all(n for n in changed if _is_manifest(n)))
         is_whole = is_whole or bool(manifests)
         for name in changed:
+            path = self.mirror.folder / name
             if not _is_manifest(name) and (is_whole or self._is_due(name, found[name][1])):
-                with contextlib.suppress(FileNotFoundError):  # gone since
-                    storage.upload(self.mirror.folder / name, name)
+                try:
+                    storage.upload(path, name)
+                except FileNotFoundError:
+                    if path.exists():
+                        raise
+                else:
                     self._note(name, found[name])
         for name, content in manifests.items():
             storage.write(name, content)
             self._note(name, found[name])
-        for name in self._copied.keys() - found.keys():
-            storage.remove_file(name)
-            if _is_manifest(name):
-                storage.remove(str(PurePosixPath(name).parent))
-            del self._copied[name]
+            if not (self.mirror.folder / name).exists():  # pruned since
+                storage.remove_file(name)
 
     def _note(self, name: str, state: tuple[int, int]) -> None:
         self._copied[name], self._copied_s[name] = state, time.monotonic()

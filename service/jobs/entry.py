@@ -222,6 +222,8 @@ def _trainer(folder: Path, request: JobRequest, run: Any, callback: Any) -> Any:
     if list_checkpoints(run.checkpoints):
         return LayerParallelTrainer.resume(run.path, run_config=run_config, callback=callback)
     shutil.rmtree(run.path, ignore_errors=True)  # of a try that had not finished an epoch
+    if (mirror := Mirror.of(run.path)) is not None:
+        mirror.remove(run.path)
     return LayerParallelTrainer(request.config, run_config=run_config, callback=callback)
 
 
