@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Trainer = Literal["ray", "one process", "serial"]
@@ -51,3 +55,17 @@ for _name, _title, _epochs in (("resnet20", "ResNet-20", 6), ("wrn16_2", "WRN-16
         CASES[f"{_name}-k{_k}"] = Case(
             "cifar10_10k", f"{_where}, K={_k}, {_how}", _stages(_k, *_base, *_filter)
         )
+
+
+def table_head(names: Sequence[str]) -> list[str]:
+    """Return the first two lines of a table."""
+    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+
+
+def cell(results: Path, name: str) -> str:
+    """Return the mean of a case's seeds and their number, a dash where there is none."""
+    finals = [
+        json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
+        for path in results.glob(f"{name}-seed*.jsonl")
+    ]
+    return f"{statistics.mean(finals):.4f} ({len(finals)})" if finals else "-"

@@ -1,30 +1,31 @@
 """Accuracy over the settings of the parallel phase, on 10,000 images of CIFAR-10 at 16x16.
 
 Three maps, a cell for each combination: what lateness costs, whether backward first makes it less,
-and what each rule of decoupling gives with each filter.
+and what filters cost that send fewer bytes than int8 at every cut.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.accuracy.cases import Case
+from benchmarks.accuracy.cases import Case, cell, table_head
 
 PASSES = 10
 LATENESS = {"num_stages": (2, 4), "hop_delay": (1, 2, 4, 8), "micro_batches": (1, 2, 4, 10)}
 BACKWARD_FIRST = ((1, 2), (1, 4), (4, 4), (4, 10))
 """d and M at K=4 where both orders are compared."""
-RULES = ("delayed_gradient", "greedy", "auxnet")
-FILTERS = {
-    "none": "{pool: 1, cast: fp32}",
-    "2x2 fp16": "{pool: 2, cast: fp16}",
-    "int8": "{pool: 1, cast: int8}",
+_INT8 = "{pool: 1, cast: int8}"
+_POOLED = "{pool: 2, cast: int8}"
+SMALL_PASSES = 20
+SMALL = {
+    "int8": (_INT8, _INT8, _INT8),
+    "int8, the first cut 2x2": (_POOLED, _INT8, _INT8),
+    "int8, the last cut 2x2": (_INT8, _INT8, _POOLED),
+    "int8, all but the first 2x2": (_INT8, _POOLED, _POOLED),
+    "int8, all 2x2": (_POOLED, _POOLED, _POOLED),
 }
-STAGES = (2, 3, 4)
+"""Filters of the three cuts of K=4, whose tensors are of 4,096, 4,096 and 2,048 values a sample."""
 _COMMON = ("model.name=resnet8", f"epochs={PASSES}")
 
 
@@ -33,8 +34,10 @@ def _late(num_stages: int, delay: int, per_batch: int, order: str = "forward_fir
     return name if order == "forward_first" else f"{name}-backward-first"
 
 
-def _ruled(rule: str, cast: str, num_stages: int) -> str:
-    return f"rule-{rule}-{cast.replace(' ', '-')}-k{num_stages}"
+def _small(words: str) -> str:
+    if words == "int8":
+        return "resnet8_16-20-k4-int8"  # the study's
+    return "small-" + words.replace(",", "").replace(" ", "-")
 
 
 def _case(label: str, *settings: str) -> Case:
@@ -53,7 +56,7 @@ for _k in LATENESS["num_stages"]:
                 f"num_stages={_k}",
                 f"parallel.hop_delay={_d}",
                 f"parallel.micro_batches={_m}",
-                f"filters={FILTERS['int8']}",
+                f"filters={_INT8}",
             )
 for _d, _m in BACKWARD_FIRST:
     _same = CASES[_late(4, _d, _m)]
@@ -62,49 +65,41 @@ for _d, _m in BACKWARD_FIRST:
         label=f"{_same.label}, backward first",
         overrides=(*_same.overrides, "parallel.order=backward_first"),
     )
-for _rule in RULES:
-    for _cast, _filter in FILTERS.items():
-        for _k in STAGES:
-            CASES[_ruled(_rule, _cast, _k)] = _case(
-                f"{_rule}, {_cast}, K={_k}",
-                f"num_stages={_k}",
-                f"method={_rule}",
-                f"filters={_filter}",
-                f"parallel.micro_batches={2 if _k == 2 else 4}",
-            )
+for _words, _filters in SMALL.items():
+    if _words == "int8":
+        continue
+    CASES[_small(_words)] = Case(
+        "cifar10_16",
+        f"resnet8, {SMALL_PASSES} passes, K=4, {_words}",
+        (
+            "model.name=resnet8",
+            f"epochs={SMALL_PASSES}",
+            "num_stages=4",
+            "parallel.micro_batches=4",
+            "parallel.order=backward_first",
+            "phases={warmup: 0.1, correction: 0.05}",
+            f"filters=[{', '.join(_filters)}]",
+        ),
+        "one process",
+    )
 
 
 def write_maps(results: Path, page: Path) -> None:
-    """Write both maps if anything of them is there; a cell that no seed has reached is a dash."""
+    """Write the maps if anything of them is there; a cell that no seed has reached is a dash."""
     if not any((results / f"{name}-seed0.jsonl").exists() for name in CASES):
         return
     numbers = LATENESS["micro_batches"]
-    rows = [f"Serial: {_cell(results, 'map-serial')}. {PASSES} passes; mean of as many seeds."]
-    rows += ["", *_head(["K", "d", *(f"M={m}" for m in numbers)])]
+    rows = [f"Serial: {cell(results, 'map-serial')}. {PASSES} passes; mean of as many seeds."]
+    rows += ["", *table_head(["K", "d", *(f"M={m}" for m in numbers)])]
     for k in LATENESS["num_stages"]:
         for d in LATENESS["hop_delay"]:
-            cells = [_cell(results, _late(k, d, m)) for m in numbers]
+            cells = [cell(results, _late(k, d, m)) for m in numbers]
             rows.append(f"| {k} | {d} | " + " | ".join(cells) + " |")
-    rows += ["", *_head(["K", "d", "M", "forward first", "backward first"])]
+    rows += ["", *table_head(["K", "d", "M", "forward first", "backward first"])]
     for d, m in BACKWARD_FIRST:
         orders = ("forward_first", "backward_first")
-        cells = [_cell(results, _late(4, d, m, order)) for order in orders]
+        cells = [cell(results, _late(4, d, m, order)) for order in orders]
         rows.append(f"| 4 | {d} | {m} | " + " | ".join(cells) + " |")
-    rows += ["", *_head(["rule", "filter", *(f"K={k}" for k in STAGES)])]
-    for rule in RULES:
-        for cast in FILTERS:
-            cells = [_cell(results, _ruled(rule, cast, k)) for k in STAGES]
-            rows.append(f"| {rule} | {cast} | " + " | ".join(cells) + " |")
+    rows += ["", *table_head([f"filters at K=4, {SMALL_PASSES} passes", "accuracy"])]
+    rows += [f"| {words} | {cell(results, _small(words))} |" for words in SMALL]
     page.write_text("\n".join(rows) + "\n")
-
-
-def _head(names: Sequence[str]) -> list[str]:
-    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-
-
-def _cell(results: Path, name: str) -> str:
-    finals = [
-        json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
-        for path in results.glob(f"{name}-seed*.jsonl")
-    ]
-    return f"{statistics.mean(finals):.4f} ({len(finals)})" if finals else "-"

@@ -1,11 +1,12 @@
 """Train every case of the accuracy tables, skipping what is done, then write tables and curves.
 
     python -m benchmarks.accuracy.run --mnist FOLDER --cifar10 FOLDER [--only PATTERN ...]
-        [--study | --map] [--seeds 0 1 2] [--jobs 2]
+        [--study | --map | --rules] [--seeds 0 1 2] [--jobs 2]
 
 `results/CASE-seedN.jsonl` holds a finished run, one line an epoch; `table.md`, `curves.png` and
-`study.md` and `map.md` are made from these files alone (`--table` makes only them). `--study`
-trains the cases of `study.py`, `--map` those of `maps.py`, instead of those of `cases.py`.
+`study.md`, `map.md` and `rules.md` are made from these files alone (`--table` makes only them).
+`--study` trains the cases of `study.py`, `--map` those of `maps.py`, `--rules` those of `rules.py`,
+instead of those of `cases.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import ray.train
 from matplotlib.figure import Figure
 
 from actors import LayerParallelTrainer
-from benchmarks.accuracy import cases, maps, study
+from benchmarks.accuracy import cases, maps, rules, study
 from benchmarks.one_process import train_in_one_process
 from benchmarks.serial import train_serial
 from laminar.config import Config
@@ -43,7 +44,7 @@ LOWEST = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.3, "cifar10_10k": 0.2}
 
 def train(name: str, seed: int, roots: dict[str, str]) -> list[dict[str, Any]]:
     """Train one case; return its metrics, one entry an epoch."""
-    case = (cases.CASES | study.CASES | maps.CASES)[name]
+    case = (cases.CASES | study.CASES | maps.CASES | rules.CASES)[name]
     settings = [f"seed={seed}", *case.overrides]
     root = roots.get(case.file.partition("_")[0])
     if root is not None:
@@ -71,7 +72,7 @@ def _train_on_ray(config: Config) -> list[dict[str, Any]]:
 
 
 def write_tables() -> None:
-    """Write table.md, curves.png, study.md and map.md from the finished runs."""
+    """Write table.md, curves.png, study.md, map.md and rules.md from the finished runs."""
     rows = ["| case | seeds | test accuracy, mean +- std | each | parallel passes |",
             "|---|---|---|---|---|"]  # fmt: skip
     figure = Figure(figsize=(12, 8), layout="constrained")
@@ -106,6 +107,7 @@ def write_tables() -> None:
     (HERE / "table.md").write_text("\n".join(rows) + "\n")
     study.write_study(RESULTS, HERE / "study.md")
     maps.write_maps(RESULTS, HERE / "map.md")
+    rules.write_rules(RESULTS, HERE / "rules.md")
 
 
 def _run_apart(name: str, seed: int, roots: list[str]) -> None:
@@ -123,7 +125,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["*"], help="names, with * and ?")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--study", action="store_true", help="hybrids beside their controls")
-    which.add_argument("--map", action="store_true", help="K, M, delay; rules and filters")
+    which.add_argument("--map", action="store_true", help="K, M, delay; small filters")
+    which.add_argument("--rules", action="store_true", help="rules, filters, K, networks, data")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="cases at once; 1 for those on Ray")
     parser.add_argument("--table", action="store_true")
@@ -136,10 +139,12 @@ def main() -> None:
         path = RESULTS / f"{args.one[0]}-seed{args.one[1]}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return
+    wanted = (
+        study.CASES if args.study else maps.CASES if args.map
+        else rules.CASES if args.rules else cases.CASES
+    )  # fmt: skip
     names = [
-        name
-        for name in (study.CASES if args.study else maps.CASES if args.map else cases.CASES)
-        if any(fnmatch.fnmatch(name, pattern) for pattern in args.only)
+        name for name in wanted if any(fnmatch.fnmatch(name, pattern) for pattern in args.only)
     ]
     missing = [
         (name, seed)
