@@ -16,7 +16,7 @@ from actors.epoch_record import epoch_metrics, ledger_entry, phase_record
 from actors.mailbox import Aborted
 from actors.reports import StageProgress, StageReport
 from actors.stage_actor import StageActor
-from laminar.checkpoint import list_checkpoints, prune, publish
+from laminar.checkpoint import Manifest, list_checkpoints, prune, publish, read_manifest
 from laminar.divergence import Divergence, find_divergence
 from laminar.errors import DivergenceError
 from laminar.event_log import EventLog, epoch_scalars
@@ -70,9 +70,10 @@ class Stages:
         self.gather([a.connect.remote(ends[k], ends[k + 2]) for k, a in enumerate(self.actors)])
         return infos
 
-    def load(self, folder: str) -> None:
-        """Take over a checkpoint."""
-        self.gather([actor.load.remote(folder) for actor in self.actors])
+    def load(self, manifest: Manifest) -> None:
+        """Take over a checkpoint, whose manifest may be on this machine alone."""
+        found = str(manifest.path), manifest.parts
+        self.gather([actor.load.remote(*found) for actor in self.actors])
 
     def train(
         self, segment: Segment, *, is_measured: bool = False, is_kept: bool = False
@@ -202,7 +203,7 @@ class Coordinator:
         self._events = EventLog(self._run.events, self._epoch)
         self._infos = self._stages.setup(self._plan, is_new=self._checkpoint is None)
         if self._checkpoint is not None:
-            self._stages.load(self._checkpoint)
+            self._stages.load(read_manifest(Path(self._checkpoint), plan=self._plan))
         return self._infos
 
     def run(self) -> dict[str, Any]:
@@ -234,7 +235,7 @@ class Coordinator:
         self._plan = corrected
         saved = list_checkpoints(self._run.checkpoints)
         if saved:
-            self._stages.load(str(saved[-1]))
+            self._stages.load(read_manifest(saved[-1], plan=self._plan))
         else:
             self._stages.setup(self._plan)
         metrics, timeline = self._run_epoch(epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -84,9 +85,9 @@ class StageActor:
         """Write this stage's part of a checkpoint."""
         return self._worker.save(folder)
 
-    def load(self, folder: str) -> None:
-        """Take over this stage's part of a checkpoint."""
-        self._worker.load(folder)
+    def load(self, folder: str, parts: Sequence[SavedPart]) -> None:
+        """Take over this stage's share of a checkpoint."""
+        self._worker.load(folder, parts)
 
     def state(self) -> dict[str, Array]:
         """Return the state as numpy arrays; for tests of exactness."""

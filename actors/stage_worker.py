@@ -17,7 +17,7 @@ from actors.mailbox import Aborted, Mailbox
 from actors.reports import SentBytes, StageProgress, StageReport
 from actors.wire import count_bytes, from_arrays, to_arrays
 from laminar.allocator import keep_freed_memory
-from laminar.checkpoint import SavedPart, load_tensors, read_manifest, write_part
+from laminar.checkpoint import SavedPart, load_parts, write_part
 from laminar.data import open_inputs, open_labels
 from laminar.engine import (
     BatchDone,
@@ -266,10 +266,9 @@ class StageWorker:
         name = f"stage_{self._stage.index:03d}.safetensors"
         return write_part(Path(folder), name, self._stage.state())
 
-    def load(self, folder: str) -> None:
-        """Take over this stage's part of a checkpoint."""
-        manifest = read_manifest(Path(folder), plan=self._stage.plan)
-        self._stage.load_state(load_tensors(manifest))
+    def load(self, folder: str, parts: Sequence[SavedPart]) -> None:
+        """Take over this stage's share of a checkpoint, which may have had other cuts."""
+        self._stage.load_state(load_parts(Path(folder), parts))
 
     def state(self) -> dict[str, Array]:
         """Return the state as numpy arrays; for tests of exactness."""

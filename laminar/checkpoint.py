@@ -199,18 +199,26 @@ def _plan_of(content: dict[str, Any], factories: Factories) -> Plan:
 
 
 def load_tensors(manifest: Manifest, prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:
+    """Read a checkpoint's tensors: `load_parts` of a manifest from `read_manifest`."""
+    return load_parts(manifest.path, manifest.parts, prefix)
+
+
+def load_parts(
+    folder: Path, parts: Iterable[SavedPart], prefix: str | tuple[str, ...] = ""
+) -> dict[str, Tensor]:
     """Read a checkpoint's tensors, after comparing each file with its recorded checksum.
 
     Args:
-        manifest: From `read_manifest`.
+        folder: The checkpoint; its manifest need not be on this machine.
+        parts: What the manifest says.
         prefix: Only names that start with this, or with one of these.
 
     Raises:
         CheckpointError: A file is missing, shortened or altered.
     """
     tensors: dict[str, Tensor] = {}
-    for part in manifest.parts:
-        path = manifest.path / part.name
+    for part in parts:
+        path = folder / part.name
         with _readable(path) as found:
             if not found.is_file() or found.stat().st_size != part.num_bytes:
                 raise _damaged(path, "missing or of another size")

@@ -38,6 +38,7 @@ class ScriptProcess:
         environment: All of it.
         options: Behind the script.
         node: Where to run it.
+        hidden: A folder that is another, empty one there.
     """
 
     def __init__(
@@ -48,8 +49,12 @@ class ScriptProcess:
         environment: dict[str, str],
         *options: str,
         node: Node = Node(),  # noqa: B008 - frozen
+        hidden: Path | None = None,
     ) -> None:
-        self._command = [*node.inside, str(SCRIPTS / script), *options]
+        # Each namespace of `ip netns exec` has mounts of its own.
+        hide = ("sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden))
+        script = str(SCRIPTS / script)
+        self._command = [*node.inside, *(hide if hidden else ()), script, *options]
         self._health = health
         self._environment, self.log, self._node = environment, log, node
         self.process: subprocess.Popen[bytes] | None = None
@@ -256,6 +261,8 @@ def _two_nodes(
     """Return head and worker as compose has them, and the address of the dashboard."""
     head, worker = places
     cpus = {"LAMINAR_NUM_CPUS": str(num_cpus // 2)}
+    of_head = folder / "tmp_of_head"  # where drivers work, if they share no folder with stages
+    of_head.mkdir()
     return [
         ScriptProcess(
             "head.sh",
@@ -264,6 +271,7 @@ def _two_nodes(
             {
                 **environment,
                 **cpus,
+                "TMPDIR": str(of_head),
                 "LAMINAR_NODE_IP": head.address,
                 "LAMINAR_DASHBOARD_HOST": "0.0.0.0",
             },
@@ -280,6 +288,7 @@ def _two_nodes(
                 "LAMINAR_HEAD": f"{head.address}:6379",
             },
             node=worker,
+            hidden=of_head,
         ),
     ], f"http://{head.address}:8265"
 
