@@ -1,13 +1,16 @@
 """The service on a cluster of two nodes: Ray's Jobs API, drivers, stages, a service that dies.
 
 The cluster is the one that the scripts in `docker/` start, each node in a network namespace of its
-own; `deployment.py` has it. One of the jobs is submitted, watched and stopped on the page, in a
-real browser; `users.py` has that walk.
+own; `deployment.py` has it. It has two services, one whose jobs are in a folder, and one whose jobs
+are in an object store, the only thing that the nodes share then. A job of that one is submitted,
+watched and stopped on the page, in a real browser; `users.py` has that walk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +18,38 @@ from pathlib import Path
 import pytest
 
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
+from laminar.config import Config
 from laminar.config_file import load_config
 from laminar.data import describe
+from laminar.evaluation import evaluate_run
 from laminar.planning import make_plan
 from laminar.run_directory import RunDirectory
+from laminar.storage import Storage
 from service.client import LaminarClient
-from service.jobs.models import Job, JobRequest, SearchRequest
+from service.jobs.models import ENDED, Job, JobRequest, SearchRequest
 from service.jobs.versions import versions_here
-from tests.end_to_end.deployment import Deployment
-from tests.end_to_end.split import NUM_EPOCHS, SPLIT, check_split, config, wait
+from tests.end_to_end.deployment import Deployment, ServiceProcess
 from tests.end_to_end.users import BrowserUser, RestUser
-from tests.tiny import differing, run_reference
+from tests.object_store import ENVIRONMENT, object_store
+from tests.tiny import differing, run_reference, tiny_config
 
+NUM_EPOCHS = 36
+"""Of the job that is stopped: a few before that, however quick the machine."""
+TIMEOUT_S = 240.0
+
+
+def config(num_epochs: int, num_stages: int, cpus_per_stage: float) -> Config:
+    return tiny_config(
+        15,
+        epochs=num_epochs,
+        num_stages=num_stages,
+        resources={"cpus_per_stage": cpus_per_stage, "message_timeout_s": 60},
+    )
+
+
+# Of two nodes with a CPU each: neither has room for both stages, so they are apart, and wherever
+# the other jobs are they leave room for them.
+SPLIT = config(NUM_EPOCHS, 2, 0.6)
 GPUS = SPLIT.model_copy(
     update={"resources": SPLIT.resources.model_copy(update={"gpus_per_stage": 2.0})}
 )
@@ -41,6 +64,16 @@ REQUESTS = {
     "short": JobRequest(config=SHORT, name="short", keep=2, versions=versions_here()),
     "search": SearchRequest(search_file=SEARCH, name="search", versions=versions_here()),
 }
+
+
+def wait(client: LaminarClient, job_id: str, condition: Callable[[Job], bool]) -> Job:
+    """Poll until something holds of a job, or it has ended."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition(job := client.job(job_id)):
+        assert job.state not in ENDED, (job.state, job.reason, client.logs(job_id))
+        assert time.monotonic() < deadline, (job, client.logs(job_id))
+        time.sleep(0.1)
+    return job
 
 
 @contextmanager
@@ -62,77 +95,106 @@ def client(deployed: Deployment) -> Iterator[LaminarClient]:
 
 
 @pytest.fixture
+def store(deployed: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """A folder of an object store, which all nodes reach."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with object_store(deployed.address) as bucket:
+        yield Storage.open(Storage.open(bucket).uri("team/jobs"))
+
+
+@pytest.fixture
+def second(deployed: Deployment, store: Storage, tmp_path: Path) -> Iterator[ServiceProcess]:
+    """The service of that store."""
+    with deployed.another_service(tmp_path, store.uri()) as found:
+        yield found
+        assert found.terminate() == 0
+
+
+@pytest.fixture
+def far(second: ServiceProcess) -> Iterator[LaminarClient]:
+    """Its client."""
+    with LaminarClient(second.url) as found:
+        yield found
+
+
+@pytest.fixture
 def user(
-    request: pytest.FixtureRequest, client: LaminarClient, tmp_path: Path
+    request: pytest.FixtureRequest, far: LaminarClient, tmp_path: Path
 ) -> RestUser | BrowserUser:
     """In a browser, where there is one."""
     try:
         page = request.getfixturevalue("chromium").new_page()
     except pytest.skip.Exception as error:
-        return RestUser(client, tmp_path, why_no_browser=str(error))
-    return BrowserUser(page, client)
+        return RestUser(far, tmp_path, why_no_browser=str(error))
+    return BrowserUser(page, far)
 
 
 @pytest.mark.timeout(600)
 def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_was(
     deployed: Deployment,
     client: LaminarClient,
+    second: ServiceProcess,
+    far: LaminarClient,
+    store: Storage,
     user: RestUser | BrowserUser,
     tmp_path: Path,
 ):
     deployed.wait_for_nodes()
-    service = deployed.service
+    services = (deployed.service, second)
 
     def submit(name: str) -> str:
         return client.submit(REQUESTS[name], key=name).id
 
-    split = user.submit(JobRequest(config=SPLIT, name="split"))
+    split = user.submit(JobRequest(config=SPLIT, name="split", keep=3))
     large = client.submit(JobRequest(config=GPUS, priority=9)).id
-    wait(client, split, lambda job: job.state == "running")
+    wait(far, split, lambda job: job.state == "running")
     # Not before, so that the search is under way when the service is killed.
     ids = {name: submit(name) for name in REQUESTS}
-    with followed(service.url, ids["search"]) as lines_of_search:
+    with followed(client.url, ids["search"]) as lines_of_search:
         user.watch()
         assert client.job(large).reason == "needs 4 GPUs, the cluster has 0"
         assert client.cluster().versions == versions_here()
         assert len(client.cluster().nodes) == deployed.num_nodes
         user.stop()
-        stopped = wait(client, split, lambda job: job.state == "stopped")
+        stopped = wait(far, split, lambda job: job.state == "stopped")
         _, _, kept = stopped.reason.partition("last checkpoint: epoch_")
-        before = client.metrics(split)[: int(kept)]
+        before = far.metrics(split)[: int(kept)]
         assert 0 < len(before) < NUM_EPOCHS
         fetched = user.fetch_weights()
-        saved = service.storage.glob(f"{split}/run/checkpoints/*/stage_000.safetensors")
-        assert fetched in [file.read_bytes() for file in saved]
+        names = [name for name, _ in store.files(split) if name.endswith("stage_000.safetensors")]
+        assert len(names) == len(far.checkpoints(split)) <= 3
+        assert fetched in [store.read(f"{split}/{name}") for name in names]
 
         wait(client, ids["search"], lambda job: job.state == "running")
-        service.kill()
-        service.start()
-        service.wait()
-        assert {*ids.values(), split, large} <= {job.id for job in client.jobs()}
-        assert client.job(split).history == stopped.history
+        for service in services:
+            service.kill()
+            service.start()
+        for service in services:
+            service.wait()
+        assert {*ids.values(), large} <= {job.id for job in client.jobs()}
+        assert [job.id for job in far.jobs()] == [split]
+        assert far.job(split).history == stopped.history
         assert {name: submit(name) for name in REQUESTS} == ids
 
-        client.resume(split)
-        epochs = [e.json() for e in client.follow_metrics(split) if e.event == "epoch"]
-        lines = list(client.follow_logs(split))
-        done = {
-            name: client.wait(job_id, poll_s=0.1)
-            for name, job_id in {**ids, "split": split}.items()
-        }
+        far.resume(split)
+        epochs = [e.json() for e in far.follow_metrics(split) if e.event == "epoch"]
+        lines = list(far.follow_logs(split))
+        done = {name: client.wait(job_id, poll_s=0.1) for name, job_id in ids.items()}
+        done["split"] = far.wait(split, poll_s=0.1)
     assert {name: job.state for name, job in done.items()} == dict.fromkeys(done, "succeeded")
     assert {n: job.attempt for n, job in done.items()} == {"split": 2, "short": 1, "search": 1}
     assert heads(lines) == ["-- attempt 1", "-- attempt 2"]
     # Nothing was lost between the two services, nothing came twice.
     assert "\n".join(lines_of_search.result()) + "\n" == client.logs(ids["search"], tail=10_000)
     assert [line["epoch"] for line in client.metrics(ids["short"])] == [1, 2]
-    metrics = client.metrics(split)
+    metrics = far.metrics(split)
     assert metrics[: len(before)] == before
     # By number, as an epoch that the checkpoint did not hold is told of twice.
     assert list({line["epoch"]: line for line in epochs}.values()) == metrics
     client.stop(large)
     client.delete(large)
-    check_split(client, done["split"], tmp_path / "split", deployed.num_nodes)
+    check_split(far, done["split"], tmp_path / "split", deployed.num_nodes)
     check_search(client, done["search"], tmp_path / "search")
     if deployed.why_one_node or user.why_no_browser:
         pytest.skip(f"passed, but without: {deployed.why_one_node} {user.why_no_browser}")
@@ -140,6 +202,28 @@ def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_wa
 
 def heads(lines: list[str]) -> list[str]:
     return [line[:12] for line in lines if line.startswith("-- ")]
+
+
+def check_split(client: LaminarClient, job: Job, folder: Path, num_nodes: int) -> None:
+    """Compare a job that was stopped and resumed with one that was not; use its checkpoint."""
+    assert [step.state for step in job.history] == [
+        *("queued", "starting", "running", "stopping", "stopped"),
+        *("queued", "starting", "running", "succeeded"),
+    ]
+    metrics = client.metrics(job.id)
+    assert [line["epoch"] for line in metrics] == list(range(1, NUM_EPOCHS + 1))
+    newest = client.checkpoints(job.id)[-1]
+    client.download_run(job.id, folder)
+    run = RunDirectory(folder)
+    saved = load_tensors(read_manifest(run.checkpoints / newest.name))
+    reference = run_reference(make_plan(SPLIT, describe(SPLIT.data)))
+    assert differing(reference.state(), saved) == []
+    accuracy = metrics[-1]["test_accuracy"]
+    assert evaluate_run(run.path)["accuracy"] == pytest.approx(accuracy)
+    assert job.reason == f"test accuracy {accuracy:.4f}"
+    assert run.plot_file.stat().st_size > 1000
+    stages = json.loads(run.environment_file.read_text())["stages"]
+    assert len({stage["node"] for stage in stages}) == num_nodes
 
 
 def check_search(client: LaminarClient, job: Job, folder: Path) -> None:
