@@ -9,11 +9,11 @@ ARGS ?=
 train: install
 	$(BIN)/laminar train $(ARGS)
 
-# Two of five parts run at once, the long ones first: three at once get into each other's way on
-# two cores.
+# Two of five parts run at once, for three get into each other's way on two cores. The long ones come
+# first; of the others, the order in which both cores end at about the same time.
 test: install
 	@$(MAKE) --no-print-directory --keep-going --jobs 2 \
-		test-commands test-ray test-engine test-unit test-service
+		test-commands test-ray test-unit test-engine test-service
 
 test-commands: install # in processes of their own, with a Ray or a cluster of their own
 	$(BIN)/python -m pytest tests/end_to_end $(ARGS)
