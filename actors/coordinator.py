@@ -167,7 +167,7 @@ class Coordinator:
 
     Args:
         plan: The resolved run.
-        run_path: The run directory, on storage that driver and stages share.
+        run_path: The run directory, shared with the driver; with the stages, too, or mirrored.
         stages: Handles of the K stage actors.
         num_to_keep: Checkpoints to keep; None keeps all.
         checkpoint: Folder to resume from, None to start.

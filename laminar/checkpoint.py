@@ -138,14 +138,21 @@ def find_checkpoint(run: Path, name: str | None = None) -> Path:
 
 
 def prune(root: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints, manifest first; None keeps all."""
-    if keep is not None:
-        for folder in list_checkpoints(root)[:-keep]:
+    """Delete all but the newest `keep` checkpoints, manifest first; None keeps all.
+
+    In a mirror none while the newest is not in the store, where the next attempt looks for it.
+    """
+    found, mirror = list_checkpoints(root), Mirror.of(root)
+    if keep is None or not found:
+        return
+    with contextlib.suppress(OSError) if mirror else contextlib.nullcontext():
+        if mirror is not None and not mirror.has(found[-1] / MANIFEST):
+            return
+        for folder in found[:-keep]:
+            if mirror is not None:
+                mirror.remove(folder)
             (folder / MANIFEST).unlink()
             shutil.rmtree(folder, ignore_errors=True)
-            if (mirror := Mirror.of(folder)) is not None:
-                with contextlib.suppress(OSError):  # what stays takes room, and harms nobody
-                    mirror.remove(folder)
 
 
 def read_manifest(

@@ -15,10 +15,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+from laminar.errors import ConfigError
 
 if TYPE_CHECKING:
     from laminar.storage import Storage
@@ -31,7 +33,8 @@ _MANIFEST = "manifest.json"
 _PERIOD_S = 1.0
 _BYTES_PER_S = 1e6
 """Of one file: object stores cannot append, so a log that grows is written whole each time."""
-_LAST_TRIES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
+_PAUSES_S = (1.0, 2.0, 5.0, 10.0)
+"""Between tries of what must not fail because a store is away for a moment."""
 
 
 @dataclass(frozen=True)
@@ -61,40 +64,63 @@ class Mirror:
         """The folder in the store."""
         return _opened(self.uri)
 
+    def name(self, path: Path) -> str:
+        """Return what a path in the folder is called in the store."""
+        return path.relative_to(self.folder).as_posix()
+
     def upload(self, source: Path, path: Path) -> None:
         """Write a file to the place in the store that a path in the folder has."""
-        self.storage.upload(source, path.relative_to(self.folder).as_posix())
+        _insist(lambda: self.storage.upload(source, self.name(path)))
 
     def download(self, path: Path, target: Path) -> None:
         """Fetch what a path in the folder has in the store; FileNotFoundError where nothing is."""
-        self.storage.download(path.relative_to(self.folder).as_posix(), target)
+        _insist(lambda: self.storage.download(self.name(path), target))
+
+    def has(self, path: Path) -> bool:
+        """Whether a file is in the store."""
+        return self.storage.size(self.name(path)) is not None
 
     def remove(self, folder: Path) -> None:
-        """Delete in the store what a folder has there; of a checkpoint the manifest first."""
-        name = folder.relative_to(self.folder).as_posix()
-        self.storage.remove_file(f"{name}/{_MANIFEST}")
-        self.storage.remove(name)
+        """Delete what a folder has in the store; of a checkpoint, the manifest first."""
+        self.storage.remove_file(self.name(folder / _MANIFEST))
+        self.storage.remove(self.name(folder))
 
 
 @functools.cache
 def _opened(uri: str) -> Storage:
     from laminar.storage import Storage  # and pyarrow, which others do without
 
-    return Storage.open(uri)
+    try:
+        return Storage.open(uri)
+    except ConfigError as error:  # it could be opened when the job was taken
+        raise OSError(str(error)) from error
+
+
+def _insist(action: Callable[[], None]) -> None:
+    """Do something, again and again while the store does not answer, for half a minute or so."""
+    for pause_s in _PAUSES_S:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            _log.warning("the storage did not answer: %s", error)
+            time.sleep(pause_s)
+    return action()
 
 
 @dataclass
 class Copier:
     """Fetches a mirror's folder, then copies to the store what is written there.
 
-    It deletes nothing: what is gone from a temporary folder may have been tidied away.
+    What is gone from the folder stays in the store: it is a temporary one, and may be tidied.
     """
 
     mirror: Mirror
     fetched: Callable[[str], bool]
     """Whether a file is wanted in the folder."""
-    kept: Sequence[str]
-    """Files of the store that are never written."""
+    not_written: Sequence[str]
+    """Files of the store that are others' to write."""
     _copied: dict[str, tuple[int, int]] = field(default_factory=dict)
     """What the store holds, by time and size as it was here."""
     _copied_s: dict[str, float] = field(default_factory=dict)
@@ -103,7 +129,8 @@ class Copier:
 
     def fetch(self) -> None:
         """Fill the folder; delete in the store the parts of checkpoints that never came to be."""
-        storage, names = self.mirror.storage, [name for name, _ in self.mirror.storage.files("")]
+        storage = self.mirror.storage
+        names = [name for name, _ in storage.files("") if ".." not in name.split("/")]
         published = {str(PurePosixPath(name).parent) for name in names if _is_manifest(name)}
         parts = [name for name in names if name.endswith(_PART)]
         for folder in {str(PurePosixPath(name).parent) for name in parts} - published:
@@ -129,46 +156,60 @@ class Copier:
         self._is_settling.set()
         if self._thread is not None:
             self._thread.join()
-        for pause_s in _LAST_TRIES_S:
-            try:
-                return self.copy(is_whole=True)
-            except OSError as error:
-                _log.warning("the storage did not answer: %s", error)
-                time.sleep(pause_s)
-        return self.copy(is_whole=True)
+        _insist(lambda: self.copy(is_whole=True))
 
     def _run(self) -> None:
         while not self._is_settling.wait(_PERIOD_S):
             try:
                 self.copy()
-            except OSError as error:  # a later round makes up for it
-                _log.warning("the storage did not answer: %s", error)
+            except Exception as error:  # whatever it is, a later round makes up for it
+                _log.warning("not all could be copied to the storage: %s", error)
 
     def copy(self, *, is_whole: bool = False) -> None:
         """Copy what has changed; unless whole, large files now and then.
 
-        A checkpoint is there with its manifest. So manifests come last, as they are before anything
-        else is copied: what was written before them is in the store then.
+        A checkpoint is there with its manifest. So manifests are read before the folder is looked
+        through, and written last: what was written before them is in the store then.
+
+        Raises:
+            OSError: Something could not be copied; no manifest was, then.
         """
-        storage, found = self.mirror.storage, dict(self._scan())
-        changed = [name for name, state in found.items() if self._copied.get(name) != state]
-        manifests = dict(self._read_all(n for n in changed if _is_manifest(n)))
+        manifests = dict(self._changed_manifests())
         is_whole = is_whole or bool(manifests)
-        for name in changed:
+        failures = [
+            error
+            for name, state in list(self._scan())
+            if not _is_manifest(name) and (is_whole or self._is_due(name, state[1]))
+            if (error := self._copy_file(name, state)) is not None
+        ]
+        if failures:
+            raise failures[0]
+        # The newest first: with it alone the run can go on.
+        for name, (content, state) in sorted(manifests.items(), reverse=True):
             path = self.mirror.folder / name
-            if not _is_manifest(name) and (is_whole or self._is_due(name, found[name][1])):
-                try:
-                    storage.upload(path, name)
-                except FileNotFoundError:
-                    if path.exists():
-                        raise
-                else:
-                    self._note(name, found[name])
-        for name, content in manifests.items():
-            storage.write(name, content)
-            self._note(name, found[name])
-            if not (self.mirror.folder / name).exists():  # pruned since
-                storage.remove_file(name)
+            if path.exists():
+                self.mirror.storage.write(name, content)
+                self._note(name, state)
+            if not path.exists():  # pruned meanwhile
+                self.mirror.storage.remove_file(name)
+
+    def _copy_file(self, name: str, state: tuple[int, int]) -> OSError | None:
+        """Copy a file if it has changed; return what went wrong, for others must not wait."""
+        path = self.mirror.folder / name
+        if self._copied.get(name) == state:
+            return None
+        try:
+            self.mirror.storage.upload(path, name)
+        except (OSError, ValueError) as error:  # the latter of names that pyarrow cannot take
+            return OSError(f"{name!r}: {error}") if path.exists() else None
+        self._note(name, state)
+        return None
+
+    def _changed_manifests(self) -> Iterator[tuple[str, tuple[bytes, tuple[int, int]]]]:
+        for name, state in list(self._scan()):
+            if _is_manifest(name) and self._copied.get(name) != state:
+                with contextlib.suppress(FileNotFoundError):
+                    yield name, ((self.mirror.folder / name).read_bytes(), state)
 
     def _note(self, name: str, state: tuple[int, int]) -> None:
         self._copied[name], self._copied_s[name] = state, time.monotonic()
@@ -177,18 +218,14 @@ class Copier:
         since_s = time.monotonic() - self._copied_s.get(name, 0.0)
         return since_s >= num_bytes / _BYTES_PER_S
 
-    def _read_all(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                yield name, (self.mirror.folder / name).read_bytes()
-
     def _scan(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Yield name, time and size of the files to copy; temporary ones are not among them."""
         for folder, _, names in os.walk(self.mirror.folder):
             for name in names:
                 path = Path(folder, name)
                 relative = path.relative_to(self.mirror.folder).as_posix()
-                if name.startswith(".") or name.endswith((".tmp", _PART)) or relative in self.kept:
+                is_temporary = name.startswith(".") or name.endswith(".tmp")
+                if is_temporary or name.endswith(_PART) or relative in self.not_written:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     if not path.is_symlink():

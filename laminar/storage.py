@@ -12,16 +12,16 @@ import shutil
 import uuid
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from pyarrow import fs
 
 from laminar.errors import ConfigError
 
 _CHUNK_BYTES = 1 << 22
+_PUBLIC_KEYS = ("region", "scheme", "endpoint_override", "user", "replication", "enable_tls")
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 """Without folders: there is nothing to make before an object can be written."""
-_ABSENT = fs.FileType.NotFound
 
 
 class Storage:
@@ -38,7 +38,16 @@ class Storage:
         self._has_folders = filesystem.type_name not in _OBJECT_STORES
         if self._has_folders:
             self._fs.create_dir(self.root, recursive=True)
-        elif self._fs.get_file_info(bucket := self.root.partition("/")[0]).type == _ABSENT:
+        else:
+            self.root = self.root.lstrip("/")
+            self._check_bucket(self.root.partition("/")[0])
+
+    def _check_bucket(self, bucket: str) -> None:
+        try:
+            info = self._fs.get_file_info(bucket)
+        except OSError:  # who may use a part of it may not ask about the whole
+            return
+        if info.type == fs.FileType.NotFound:
             raise FileNotFoundError(f"there is no bucket {bucket}")
 
     @classmethod
@@ -118,9 +127,17 @@ class Storage:
 
     def upload(self, source: Path, name: str) -> None:
         """Write a local file, of any size."""
+        if source.stat().st_size <= _CHUNK_BYTES:
+            self.write(name, source.read_bytes())
+            return
         self._make_parent(name)
-        with source.open("rb") as file, self._fs.open_output_stream(self.path(name)) as target:
-            shutil.copyfileobj(file, target, _CHUNK_BYTES)
+        try:
+            with source.open("rb") as file, self._fs.open_output_stream(self.path(name)) as target:
+                shutil.copyfileobj(file, target, _CHUNK_BYTES)
+        except BaseException:  # closing a stream publishes what it was given
+            with contextlib.suppress(OSError):
+                self.remove_file(name)
+            raise
 
     def download(self, name: str, target: Path) -> None:
         """Fetch a file of any size; FileNotFoundError where there is none."""
@@ -164,13 +181,16 @@ class Storage:
 
 def _check_no_secret(where: str) -> None:
     """Refuse what would be passed on to the cluster, shown on pages and logged."""
-    parts = urlsplit(where)
-    keys = [key for key, _ in parse_qsl(parts.query)]
-    odd = [key for key in keys if any(word in key.lower() for word in ("key", "secret", "token"))]
-    if "://" in where and (parts.password is not None or odd):
+    scheme, mark, rest = where.partition("://")
+    if not mark:
+        return
+    address, _, query = rest.partition("?")
+    odd = [key for key, _ in parse_qsl(query) if key not in _PUBLIC_KEYS]
+    if ":" in address.rpartition("@")[0] or odd:
         raise ConfigError(
             "--storage must hold no secret",
-            got=f"{parts.scheme}://...{parts.path} with {odd[0] if odd else 'a password'}",
+            got=f"{scheme}://... with {odd[0] if odd else 'a password'}",
+            expected=f"none but {', '.join(_PUBLIC_KEYS)} behind the question mark",
             fix="leave it out, and set the environment variables of the store (AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY for s3) for the service and for all nodes",
         )

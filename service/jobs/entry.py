@@ -99,23 +99,26 @@ def watch(home: Storage, attempt: int, interrupt: Callable[[], None]) -> None:
     """Look at the job's status until it says that this try is to end, or has.
 
     A later attempt means that the service has given this one up for lost: two must never write to
-    one run, so the process ends at once.
+    one run, so the process ends at once, whatever it was doing.
     """
-    num_failures = 0
+    num_failures, is_told = 0, False
     while True:
+        content: bytes | None = b""
         try:
-            status = JobStatus.model_validate_json(home.read(STATUS) or b"")
+            content = home.read(STATUS)
+            status = JobStatus.model_validate_json(content or b"")
             num_failures = 0
         except (OSError, ValueError):
-            num_failures += 1
+            is_deleted = content is None and not home.is_local
+            num_failures += _MOST_READ_FAILURES // 3 if is_deleted else 1
             if num_failures >= _MOST_READ_FAILURES:
                 os._exit(4)
         else:
             if status.last.attempt != attempt:
                 os._exit(3)
-            if status.state not in ("starting", "running"):
+            if status.state not in ("starting", "running") and not is_told:
+                is_told = True
                 interrupt()
-                return
         time.sleep(_WATCH_S if home.is_local else _STORE_WATCH_S)
 
 
@@ -278,25 +281,48 @@ def _interruptible(home: Storage, attempt: int) -> Iterator[None]:
 
 def main() -> None:
     """Train, and end the process."""
-    home, attempt = Storage.open(sys.argv[1]), int(sys.argv[2])
-    work = _run_logged if home.is_local else _run_mirrored
-    code = work(home, attempt)
+    code = 1
+    try:
+        where, attempt = sys.argv[1], int(sys.argv[2])
+        if "://" not in where and not Path(where).is_dir():
+            raise FileNotFoundError(f"{where}: is the storage mounted here?")
+        home = Storage.open(where)
+        code = _run_logged(home, attempt) if home.is_local else _run_mirrored(home, attempt)
+    except BaseException:
+        traceback.print_exc()
     sys.stdout.flush()
     os._exit(code)  # Ray's own exit hangs now and then, and there is nothing left to do
 
 
 def _run_mirrored(home: Storage, attempt: int) -> int:
-    folder = Path(tempfile.mkdtemp(prefix="laminar-job-"))
+    status = JobStatus.model_validate_json(home.read(STATUS) or b"")
+    if status.last.attempt != attempt:
+        return 3  # late: what is in the store is another's
+    folder = Path(tempfile.mkdtemp(prefix="laminar-job-")).resolve()
     mirror = Mirror(folder, home.uri())
     os.environ.update(mirror.environment())
     copier = Copier(mirror, fetched=lambda name: name in (SPEC, LOG) or name.startswith(f"{RUN}/"),
-                    kept=(SPEC, STATUS))  # fmt: skip
+                    not_written=(SPEC, STATUS))  # fmt: skip
     copier.fetch()
     copier.start()
-    code = _run_logged(home, attempt, folder, copier.settle)
+
+    def settle() -> None:
+        copier.settle()
+        _prune(folder)
+
+    code = _run_logged(home, attempt, folder, settle)
     copier.settle()
     shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def _prune(folder: Path) -> None:
+    """Prune once more: a checkpoint stays while the next one is not in the store."""
+    from laminar.checkpoint import prune
+
+    request = JobSpec.model_validate_json((folder / SPEC).read_bytes()).request
+    if not isinstance(request, SearchRequest):
+        prune(folder / RUN / "checkpoints", request.keep)
 
 
 def _run_logged(

@@ -21,6 +21,7 @@ _log = logging.getLogger("laminar.service")
 LEASE_S = 20.0
 _RENEW_S = 4.0
 _LOOK_S = 0.5
+_MEETING_S = 1.5
 _FILE, _LEASE = ".service.lock", "service.lease"
 
 
@@ -63,12 +64,18 @@ def leased(
     Args:
         storage: Where it is.
         lease_s: How long a file must stay as it is to be nobody's.
-        lost: Called when somebody else has taken it, as after a pause of this process.
+        lost: Called when somebody else has taken it, or may have: after a pause of this process,
+            or of the store.
     """
     name = uuid.uuid4().hex
     _wait_for_silence(storage, lease_s)
-    _write(storage, name, 0)
-    time.sleep(_LOOK_S)  # for whoever began at the same moment
+    try:
+        _write(storage, name, 0)
+    except OSError as error:
+        raise ConfigError(
+            "--storage must be a place that can be written to", got=error, fix="mend it"
+        ) from error
+    time.sleep(min(_MEETING_S, lease_s))  # for whoever began at the same moment
     if _owner(storage) != name:
         raise _taken(storage.uri())
     is_over = threading.Event()
@@ -105,17 +112,22 @@ def _renew(
     is_over: threading.Event,
     lost: Callable[[], None],
 ) -> None:
-    count = 0
+    count, renewed_s = 0, time.monotonic()
     while not is_over.wait(min(_RENEW_S, lease_s / 4)):
         try:
             if _owner(storage) != name:
                 _log.error("another service has taken the storage; this one ends")
-                lost()
-                return
-            count += 1
-            _write(storage, name, count)
-        except OSError as error:
+                return lost()
+            if time.monotonic() - renewed_s < lease_s:
+                count += 1
+                _write(storage, name, count)
+                renewed_s = time.monotonic()
+        except Exception as error:
             _log.warning("the storage did not answer: %s", error)
+        if time.monotonic() - renewed_s >= lease_s:
+            _log.error("the storage did not answer for %.0f s; this service ends", lease_s)
+            return lost()
+    return None
 
 
 def _write(storage: Storage, name: str, count: int) -> None:

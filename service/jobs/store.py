@@ -68,6 +68,8 @@ class JobStore:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._lock = threading.RLock()
+        self._changing = threading.RLock()
+        """Held while storage is written, so that who only reads states never waits for it."""
         self._adding = [threading.Lock() for _ in range(_NUM_LOCKS)]
         """So that two submissions with one key meet, and others do not wait for each other."""
         self._specs: dict[str, JobSpec] = {}
@@ -96,8 +98,16 @@ class JobStore:
                 self.refresh(name)
 
     def _read(self, name: str, model: type[Model]) -> Model | None:
-        content = self.storage.read(name)
-        return None if content is None else model.model_validate_json(content)
+        for is_last in (False, True):
+            content = self.storage.read(name)
+            if content is None:
+                return None
+            try:
+                return model.model_validate_json(content)
+            except ValidationError:  # or, in a store, replaced between the look at its size and it
+                if is_last:
+                    raise
+        raise AssertionError
 
     def _remember(self, spec: JobSpec, status: JobStatus) -> None:
         with self._lock:
@@ -180,13 +190,13 @@ class JobStore:
         Returns:
             The new status, or None where the job is in another state by now, or gone.
         """
-        with self._lock:
-            status = self._statuses.get(job_id)
+        with self._changing:
+            with self._lock:
+                status = self._statuses.get(job_id)
             if status is None or status.state not in expected:
                 return None
             changed = change(status)
             self._write(job_id, changed)
-            self._notes.pop(job_id, None)
             return changed
 
     def _write(self, job_id: str, status: JobStatus) -> None:
@@ -196,6 +206,7 @@ class JobStore:
             if self._statuses[job_id].last.attempt != status.last.attempt:
                 self._reports.pop(job_id, None)
             self._statuses[job_id] = status
+            self._notes.pop(job_id, None)
 
     def note(self, job_id: str, text: str) -> None:
         """Say what a queued job waits for; in memory only, as it is worked out anew every time."""
@@ -216,7 +227,7 @@ class JobStore:
 
     def remove(self, job_id: str) -> None:
         """Delete a job and all its files; what makes it a job goes first."""
-        with self._lock:
+        with self._changing, self._lock:
             spec = self.spec(job_id)
             del self._specs[job_id]
             for found in (self._statuses, self._reports, self._notes):

@@ -313,13 +313,18 @@ def test_the_driver_heeds_a_stop_and_gives_way_to_a_later_attempt(
     (tmp_path / "status.json").write_text(json.dumps({"history": [status]}))
     calls: list[int] = []
     home = Storage.open(str(tmp_path))
-    entry.watch(home, 1, lambda: calls.append(1))
-    assert (calls, exits) == ([1], [])
+
+    def give_up() -> None:
+        """The driver lets go, and meanwhile the service starts another."""
+        calls.append(1)
+        later = json.dumps({"history": [status | {"attempt": 2}]})
+        (tmp_path / "status.json").write_text(later)
+
     with pytest.raises(SystemExit):
-        entry.watch(home, 0, lambda: calls.append(2))
+        entry.watch(home, 1, give_up)
     (tmp_path / "status.json").unlink()
     with pytest.raises(SystemExit):
-        entry.watch(home, 1, lambda: calls.append(2))
+        entry.watch(home, 2, lambda: calls.append(2))
     assert (calls, exits) == ([1], [3, 4])
 
 
