@@ -149,10 +149,10 @@ def prune(root: Path, keep: int | None) -> None:
         if mirror is not None and not mirror.has(found[-1] / MANIFEST):
             return
         for folder in found[:-keep]:
+            (folder / MANIFEST).unlink()  # here first: what is gone here is not copied any more
+            shutil.rmtree(folder, ignore_errors=True)
             if mirror is not None:
                 mirror.remove(folder)
-            (folder / MANIFEST).unlink()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_manifest(

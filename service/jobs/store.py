@@ -98,16 +98,14 @@ class JobStore:
                 self.refresh(name)
 
     def _read(self, name: str, model: type[Model]) -> Model | None:
-        for is_last in (False, True):
+        content = self.storage.read(name)
+        if content is None:
+            return None
+        try:
+            return model.model_validate_json(content)
+        except ValidationError:  # a store may have replaced it while it was read
             content = self.storage.read(name)
-            if content is None:
-                return None
-            try:
-                return model.model_validate_json(content)
-            except ValidationError:  # or, in a store, replaced between the look at its size and it
-                if is_last:
-                    raise
-        raise AssertionError
+            return None if content is None else model.model_validate_json(content)
 
     def _remember(self, spec: JobSpec, status: JobStatus) -> None:
         with self._lock:

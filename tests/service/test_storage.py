@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from laminar import mirror as mirrors
 from laminar.checkpoint import (
     find_checkpoint,
+    load_parts,
     load_tensors,
     prune,
     publish,
@@ -27,6 +30,7 @@ from laminar.storage import Storage
 from service.api.files import list_artifacts, list_checkpoints, open_artifact
 from service.api.server import ServeOptions, serve
 from service.api.streams import read_metrics, tail_log
+from service.jobs import entry
 from service.jobs.models import AttemptReport, now
 from service.jobs.only_service import LEASE_S, leased
 from service.jobs.store import JobStore, attempt_file
@@ -174,6 +178,14 @@ def test_a_service_whose_storage_was_taken_ends(store: Storage):
         store.write("service.lease", b"another 1\n")
         assert lost.wait(10)
     assert store.read("service.lease") == b"another 1\n"
+
+
+def test_a_service_that_cannot_renew_ends(store: Storage, monkeypatch: pytest.MonkeyPatch):
+    """Whoever waits may have taken its storage meanwhile."""
+    lost = threading.Event()
+    with leased(store, 0.4, lost.set):
+        monkeypatch.setattr(Storage, "read", lambda *_: (_ for _ in ()).throw(OSError("away")))
+        assert lost.wait(10)
 
 
 # -- a run directory in a store --------------------------------------------------------------------
@@ -325,3 +337,34 @@ def test_a_bucket_that_is_gone_is_no_success(mirror: Mirror, monkeypatch: pytest
     monkeypatch.setattr(Storage, "upload", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
     with pytest.raises(OSError, match=r"log\.txt"):
         copier(mirror).settle()
+
+
+def test_a_part_is_written_and_read_when_the_store_answers_again(
+    mirror: Mirror, store: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mirrors, "_PAUSES_S", (0.0, 0.0))
+    for name in ("upload", "download"):
+        monkeypatch.setattr(Storage, name, failing_twice(getattr(Storage, name)))
+    folder, tensors = mirror.folder / "run" / "checkpoints" / "epoch_0001", {"a": torch.ones(3)}
+    part = write_part(folder, "stage_000.safetensors", tensors)
+    assert torch.equal(load_parts(folder, [part])["a"], tensors["a"])
+
+
+def failing_twice(action: Callable[..., None]) -> Callable[..., None]:
+    failures = iter(range(2))
+
+    def act(*arguments: object) -> None:
+        if next(failures, None) is not None:
+            raise OSError("away")
+        action(*arguments)
+
+    return act
+
+
+def test_a_late_driver_touches_nothing_of_its_successor(store: Storage):
+    late = {"state": "running", "at": "2026-01-01T00:00:00Z", "reason": "", "attempt": 2}
+    store.write("status.json", json.dumps({"history": [late]}).encode())
+    store.write("run/checkpoints/epoch_0001/stage_000.safetensors", b"not published yet")
+    before = store.files("")
+    assert entry._run_mirrored(store, 1) == 3
+    assert store.files("") == before
