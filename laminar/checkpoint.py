@@ -26,12 +26,12 @@ from laminar.factories import NO_FACTORIES, Factories
 from laminar.mirror import Mirror
 from laminar.plan import Plan
 from laminar.problem import Problem
+from laminar.run_directory import MANIFEST
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)

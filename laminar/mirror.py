@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from laminar.errors import ConfigError
+from laminar.run_directory import MANIFEST
 
 if TYPE_CHECKING:
     from laminar.storage import Storage
@@ -29,7 +30,6 @@ _log = logging.getLogger("laminar")
 
 _VARIABLE = "LAMINAR_MIRROR"
 _PART = ".safetensors"
-_MANIFEST = "manifest.json"
 _PERIOD_S = 1.0
 _BYTES_PER_S = 1e6
 """Of one file: object stores cannot append, so a log that grows is written whole each time."""
@@ -82,7 +82,7 @@ class Mirror:
 
     def remove(self, folder: Path) -> None:
         """Delete what a folder has in the store; of a checkpoint, the manifest first."""
-        self.storage.remove_file(self.name(folder / _MANIFEST))
+        self.storage.remove_file(self.name(folder / MANIFEST))
         self.storage.remove(self.name(folder))
 
 
@@ -234,4 +234,4 @@ class Copier:
 
 
 def _is_manifest(name: str) -> bool:
-    return PurePosixPath(name).name == _MANIFEST
+    return PurePosixPath(name).name == MANIFEST

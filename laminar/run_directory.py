@@ -17,6 +17,9 @@ from laminar.config import Config
 from laminar.config_file import dump_config, load_config
 from laminar.errors import ConfigError
 
+MANIFEST = "manifest.json"
+"""What makes a folder in `checkpoints` a checkpoint."""
+
 
 class RunDirectory:
     """Paths and files of one run.

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from laminar.run_directory import MANIFEST
 from laminar.storage import Storage
 from service.jobs.models import Artifact, Checkpoint
 from service.jobs.store import RUN
 
 _CHUNK_BYTES = 1 << 20
-_MANIFEST = "manifest.json"
 _MOST_PARTS = 32
 
 
@@ -90,7 +90,7 @@ def list_checkpoints(storage: Storage, job_id: str) -> list[Checkpoint]:
     found = []
     base = f"{job_id}/{RUN}/checkpoints"
     for name in storage.names(base):
-        content = storage.read(f"{base}/{name}/{_MANIFEST}")
+        content = storage.read(f"{base}/{name}/{MANIFEST}")
         if content is None:
             continue  # being written, or being deleted
         try:
@@ -99,7 +99,7 @@ def list_checkpoints(storage: Storage, job_id: str) -> list[Checkpoint]:
             epoch = int(manifest["epoch"])
         except (KeyError, TypeError, ValueError):
             continue
-        files = (_MANIFEST, *(part for part, _ in parts))
+        files = (MANIFEST, *(part for part, _ in parts))
         found.append(
             Checkpoint(
                 name=name,

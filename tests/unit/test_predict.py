@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from laminar.checkpoint import MANIFEST, list_checkpoints, read_manifest
+from laminar.checkpoint import list_checkpoints, read_manifest
 from laminar.config import Config, DigitsConfig, ImageFolderConfig
 from laminar.data import describe, load_image, load_images
 from laminar.inference import load_network, predict
 from laminar.planning import make_plan
+from laminar.run_directory import MANIFEST
 from tests.tiny import tiny_plan, write_run
 
 Laminar = Callable[..., tuple[int, str, str]]
