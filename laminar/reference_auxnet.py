@@ -19,75 +19,93 @@ if TYPE_CHECKING:
     from laminar.reference_optimizers import Tensors
 
 
-def auxnet(r: Reference, segment: Segment) -> None:
-    """One parallel phase: at tick t every stage is at micro-batch t, forwards (arXiv 2112.05387).
+def auxnet(reference: Reference, segment: Segment) -> None:
+    """Train one parallel phase (arXiv 2112.05387)."""
+    _Phase(reference, segment).run()
 
-    Backwards it is at t - (K-1-k)d. G_k, module K + k - 1, is fitted to x - p / rho when stage k
-    has both, x = C F_{k-1}(lambda_{k-1}) of the stage before and p of its own backward.
+
+class _Phase:
+    """At tick t every stage is at micro-batch t forwards, and at t - (K-1-k)d backwards.
+
+    G_k, module K + k - 1, is fitted to x - p / rho when stage k has both,
+    x = C F_{k-1}(lambda_{k-1}) of the stage before and p of its own backward.
     """
-    p, K = r.plan.config.parallel, r.num_stages
-    M, d, size = p.micro_batches, p.hop_delay, r.plan.config.batch_size
-    num_micro = segment.num_batches * M
-    sent: list[dict[int, tuple[int, Message]]] = [{} for _ in range(K)]
-    replied: list[dict[int, tuple[int, Message]]] = [{} for _ in range(K)]
-    graphs: list[dict[int, tuple[Tensor, list[Tensor], int]]] = [{} for _ in range(K)]
-    gradient: list[Tensors] = [{} for _ in r.modules]
-    updates = [0] * K
 
-    def make(k: int, i: int, weights: Tensors) -> Tensor:
+    def __init__(self, reference: Reference, segment: Segment) -> None:
+        self.r, self.segment = reference, segment
+        self.settings, self.K = reference.plan.config.parallel, reference.num_stages
+        self.M, self.d = self.settings.micro_batches, self.settings.hop_delay
+        self.num_micro = segment.num_batches * self.M
+        each = range(self.K)
+        self.sent: list[dict[int, tuple[int, Message]]] = [{} for _ in each]
+        self.replied: list[dict[int, tuple[int, Message]]] = [{} for _ in each]
+        self.graphs: list[dict[int, tuple[Tensor, list[Tensor], int]]] = [{} for _ in each]
+        self.gradient: list[Tensors] = [{} for _ in reference.modules]
+        self.updates = [0] * self.K
+
+    def run(self) -> None:
+        """Go through all ticks, until the slowest has had its last micro-batch."""
+        for t in range(self.num_micro + max(self.K - 1, 1) * self.d):
+            for k in range(self.K):
+                is_forward_first = self.settings.order == "forward_first" or k == self.K - 1
+                halves = (self.forward, self.backward)
+                for half in halves if is_forward_first else reversed(halves):
+                    half(t, k)
+                self.fit(t, k)
+
+    def make(self, k: int, i: int, weights: Tensors) -> Tensor:
         """G_k(u) of micro-batch i, at these weights."""
-        batch, part = divmod(i, M)
-        u = r.inputs.train(segment.epoch, segment.first_batch + batch, r.is_augmented)
-        u = u.chunk(M)[part]
+        r, (batch, part) = self.r, divmod(i, self.M)
+        u = r.inputs.train(self.segment.epoch, self.segment.first_batch + batch, r.is_augmented)
+        u = u.chunk(self.M)[part]
         u = place_input(u, r.precision, u.device)
         with autocast(r.precision, u.device):
-            out: Tensor = functional_call(r.modules[K + k - 1], weights, (u,))
+            out: Tensor = functional_call(r.modules[self.K + k - 1], weights, (u,))
         return out.float()
 
-    def forward(t: int, k: int) -> None:
-        if t >= num_micro:
+    def forward(self, t: int, k: int) -> None:
+        """Run stage k on the lambda that it makes, and send what comes of it."""
+        if t >= self.num_micro:
             return
-        s = t // M - updates[k]
-        ahead = r.predict(k, s, r.index(segment, updates[k]))
+        r, lateness = self.r, t // self.M - self.updates[k]
+        ahead = r.predict(k, lateness, r.index(self.segment, self.updates[k]))
         lam = None
         if k:
             with torch.no_grad():
-                lam = (make(k, t, r.weights[K + k - 1]),)
-        graphs[k][t], out = r.forward(k, segment, t, M, ahead, lam, s)
+                lam = (self.make(k, t, r.weights[self.K + k - 1]),)
+        self.graphs[k][t], out = r.forward(k, self.segment, t, self.M, ahead, lam, lateness)
         if out is not None:
-            sent[k][t] = t, out
+            self.sent[k][t] = t, out
 
-    def backward(t: int, k: int) -> None:
-        j = t - (K - 1 - k) * d
-        if not 0 <= j < num_micro:
+    def backward(self, t: int, k: int) -> None:
+        """Take the adjoint that the next stage sent d ticks ago; update after a batch's last."""
+        r, j = self.r, t - (self.K - 1 - k) * self.d
+        if not 0 <= j < self.num_micro:
             return
-        left, adjoint = replied[k + 1][j] if k < K - 1 else (t - d, None)
-        assert left == t - d
-        graph = graphs[k].pop(j)
-        reply = r.backward(k, graph, adjoint, gradient[k], p.shrink ** graph[2])
+        left, adjoint = self.replied[k + 1][j] if k < self.K - 1 else (t - self.d, None)
+        assert left == t - self.d
+        graph = self.graphs[k].pop(j)
+        shrunk = self.settings.shrink ** graph[2]
+        reply = r.backward(k, graph, adjoint, self.gradient[k], shrunk)
         if reply is not None:
-            replied[k][j] = t, reply
-        if j % M == M - 1:
-            r.update(k, gradient[k], r.index(segment, updates[k]))
-            updates[k] += 1
+            self.replied[k][j] = t, reply
+        if j % self.M == self.M - 1:
+            r.update(k, self.gradient[k], r.index(self.segment, self.updates[k]))
+            self.updates[k] += 1
 
-    def fit(t: int, k: int) -> None:
-        i = t - max((K - 1 - k) * d, d)
-        if k == 0 or not 0 <= i < num_micro:
+    def fit(self, t: int, k: int) -> None:
+        """Move G_k down the gradient of the mean of (G_k(u) - lambda_new)^2."""
+        i = t - max((self.K - 1 - k) * self.d, self.d)
+        if k == 0 or not 0 <= i < self.num_micro:
             return
-        left, x = sent[k - 1].pop(i)
-        assert left <= t - d
-        own, index = K + k - 1, r.index(segment, i // M)
+        left, x = self.sent[k - 1].pop(i)
+        assert left <= t - self.d
+        r, own = self.r, self.K + k - 1
+        index = r.index(self.segment, i // self.M)
         weights = r.predict(own, 0, index)
-        target = unpack(x) - unpack(replied[k][i][1]) * (size / r.scale) / RHO
-        loss = (make(k, i, weights) - target).square().mean() / M
-        r.differentiate(own, loss, list(weights.values()), None, gradient[own])
-        if i % M == M - 1:
-            r.update(own, gradient[own], index)
-
-    for t in range(num_micro + max(K - 1, 1) * d):
-        for k in range(K):
-            is_forward_first = p.order == "forward_first" or k == K - 1
-            for half in (forward, backward) if is_forward_first else (backward, forward):
-                half(t, k)
-            fit(t, k)
+        per_sample = r.plan.config.batch_size / r.scale
+        target = unpack(x) - unpack(self.replied[k][i][1]) * per_sample / RHO
+        loss = (self.make(k, i, weights) - target).square().mean() / self.M
+        r.differentiate(own, loss, list(weights.values()), None, self.gradient[own])
+        if i % self.M == self.M - 1:
+            r.update(own, self.gradient[own], index)
