@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,7 +142,6 @@ def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_wa
     tmp_path: Path,
 ):
     deployed.wait_for_nodes()
-    services = (deployed.service, second)
 
     def submit(name: str) -> str:
         return client.submit(REQUESTS[name], key=name).id
@@ -156,22 +156,9 @@ def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_wa
         assert client.job(large).reason == "needs 4 GPUs, the cluster has 0"
         assert client.cluster().versions == versions_here()
         assert len(client.cluster().nodes) == deployed.num_nodes
-        user.stop()
-        stopped = wait(far, split, lambda job: job.state == "stopped")
-        _, _, kept = stopped.reason.partition("last checkpoint: epoch_")
-        before = far.metrics(split)[: int(kept)]
-        assert 0 < len(before) < NUM_EPOCHS
-        fetched = user.fetch_weights()
-        names = [name for name, _ in store.files(split) if name.endswith("stage_000.safetensors")]
-        assert len(names) == len(far.checkpoints(split)) <= 3
-        assert fetched in [store.read(f"{split}/{name}") for name in names]
-
+        stopped, before = stop_and_fetch(user, far, store, split)
         wait(client, ids["search"], lambda job: job.state == "running")
-        for service in services:
-            service.kill()
-            service.start()
-        for service in services:
-            service.wait()
+        kill_and_start((deployed.service, second))
         assert {*ids.values(), large} <= {job.id for job in client.jobs()}
         assert [job.id for job in far.jobs()] == [split]
         assert far.job(split).history == stopped.history
@@ -188,16 +175,39 @@ def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_wa
     # Nothing was lost between the two services, nothing came twice.
     assert "\n".join(lines_of_search.result()) + "\n" == client.logs(ids["search"], tail=10_000)
     assert [line["epoch"] for line in client.metrics(ids["short"])] == [1, 2]
-    metrics = far.metrics(split)
-    assert metrics[: len(before)] == before
+    assert far.metrics(split)[: len(before)] == before
     # By number, as an epoch that the checkpoint did not hold is told of twice.
-    assert list({line["epoch"]: line for line in epochs}.values()) == metrics
+    assert list({line["epoch"]: line for line in epochs}.values()) == far.metrics(split)
     client.stop(large)
     client.delete(large)
     check_split(far, done["split"], tmp_path / "split", deployed.num_nodes)
     check_search(client, done["search"], tmp_path / "search")
     if deployed.why_one_node or user.why_no_browser:
         pytest.skip(f"passed, but without: {deployed.why_one_node} {user.why_no_browser}")
+
+
+def stop_and_fetch(
+    user: RestUser | BrowserUser, far: LaminarClient, store: Storage, job_id: str
+) -> tuple[Job, list[dict[str, Any]]]:
+    """Stop the user's job; return it and the metrics of the epochs that its checkpoint holds."""
+    user.stop()
+    stopped = wait(far, job_id, lambda job: job.state == "stopped")
+    _, _, kept = stopped.reason.partition("last checkpoint: epoch_")
+    before = far.metrics(job_id)[: int(kept)]
+    assert 0 < len(before) < NUM_EPOCHS
+    fetched = user.fetch_weights()
+    names = [name for name, _ in store.files(job_id) if name.endswith("stage_000.safetensors")]
+    assert len(names) == len(far.checkpoints(job_id)) <= 3
+    assert fetched in [store.read(f"{job_id}/{name}") for name in names]
+    return stopped, before
+
+
+def kill_and_start(services: Sequence[ServiceProcess]) -> None:
+    for service in services:
+        service.kill()
+        service.start()
+    for service in services:
+        service.wait()
 
 
 def heads(lines: list[str]) -> list[str]:
