@@ -1,7 +1,7 @@
 """Accuracy over the settings of the parallel phase, on 10,000 images of CIFAR-10 at 16x16.
 
 Three maps, a cell for each combination: what lateness costs, whether backward first makes it less,
-and what filters cost that send fewer bytes than int8 at every cut.
+and what filters cost that send fewer bytes than int8 at every cut, layer-parallel and exactly.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.accuracy.cases import Case, cell, table_head
+from benchmarks.accuracy.study import K4_BEST, deep, name_of
 
 PASSES = 10
 LATENESS = {"num_stages": (2, 4), "hop_delay": (1, 2, 4, 8), "micro_batches": (1, 2, 4, 10)}
@@ -34,10 +35,12 @@ def _late(num_stages: int, delay: int, per_batch: int, order: str = "forward_fir
     return name if order == "forward_first" else f"{name}-backward-first"
 
 
-def _small(words: str) -> str:
-    if words == "int8":
-        return "resnet8_16-20-k4-int8"  # the study's
-    return "small-" + words.replace(",", "").replace(" ", "-")
+def _small(words: str, method: str = "delayed_gradient") -> str:
+    study = {"int8": "K=4, int8", "int8, all but the first 2x2": K4_BEST}
+    if method == "delayed_gradient" and words in study:
+        return name_of("resnet8", SMALL_PASSES, study[words])
+    kind = "small" if method == "delayed_gradient" else f"small-{method}"
+    return f"{kind}-{words.replace(',', '').replace(' ', '-')}"
 
 
 def _case(label: str, *settings: str) -> Case:
@@ -66,22 +69,17 @@ for _d, _m in BACKWARD_FIRST:
         overrides=(*_same.overrides, "parallel.order=backward_first"),
     )
 for _words, _filters in SMALL.items():
-    if _words == "int8":
-        continue
-    CASES[_small(_words)] = Case(
-        "cifar10_16",
-        f"resnet8, {SMALL_PASSES} passes, K=4, {_words}",
-        (
-            "model.name=resnet8",
-            f"epochs={SMALL_PASSES}",
-            "num_stages=4",
-            "parallel.micro_batches=4",
-            "parallel.order=backward_first",
-            "phases={warmup: 0.1, correction: 0.05}",
-            f"filters=[{', '.join(_filters)}]",
-        ),
-        "one process",
-    )
+    for _method in ("delayed_gradient", "exact"):
+        CASES[_small(_words, _method)] = Case(
+            "cifar10_16",
+            f"resnet8, {SMALL_PASSES} passes, K=4, {_words}, {_method}",
+            (
+                "model.name=resnet8",
+                f"epochs={SMALL_PASSES}",
+                *deep(4, f"filters=[{', '.join(_filters)}]", f"method={_method}"),
+            ),
+            "one process",
+        )
 
 
 def write_maps(results: Path, page: Path) -> None:
@@ -100,6 +98,9 @@ def write_maps(results: Path, page: Path) -> None:
         orders = ("forward_first", "backward_first")
         cells = [cell(results, _late(4, d, m, order)) for order in orders]
         rows.append(f"| 4 | {d} | {m} | " + " | ".join(cells) + " |")
-    rows += ["", *table_head([f"filters at K=4, {SMALL_PASSES} passes", "accuracy"])]
-    rows += [f"| {words} | {cell(results, _small(words))} |" for words in SMALL]
+    heads = [f"filters at K=4, {SMALL_PASSES} passes", "layer-parallel", "exact"]
+    rows += ["", *table_head(heads)]
+    for words in SMALL:
+        cells = [cell(results, _small(words, m)) for m in ("delayed_gradient", "exact")]
+        rows.append(f"| {words} | " + " | ".join(cells) + " |")
     page.write_text("\n".join(rows) + "\n")
