@@ -37,8 +37,9 @@ def _late(num_stages: int, delay: int, per_batch: int, order: str = "forward_fir
 
 def _small(words: str, method: str = "delayed_gradient") -> str:
     study = {"int8": "K=4, int8", "int8, all but the first 2x2": K4_BEST}
-    if method == "delayed_gradient" and words in study:
-        return name_of("resnet8", SMALL_PASSES, study[words])
+    if words in study:
+        exact = ", exact" if method == "exact" else ""
+        return name_of("resnet8", SMALL_PASSES, study[words] + exact)
     kind = "small" if method == "delayed_gradient" else f"small-{method}"
     return f"{kind}-{words.replace(',', '').replace(' ', '-')}"
 

@@ -28,7 +28,7 @@ import ray.train
 from matplotlib.figure import Figure
 
 from actors import LayerParallelTrainer
-from benchmarks.accuracy import cases, maps, rules, study
+from benchmarks.accuracy import cases, maps, rules, study, study_page
 from benchmarks.one_process import train_in_one_process
 from benchmarks.serial import train_serial
 from laminar.config import Config
@@ -105,7 +105,7 @@ def write_tables() -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / "curves.png", dpi=130)
     (HERE / "table.md").write_text("\n".join(rows) + "\n")
-    study.write_study(RESULTS, HERE / "study.md")
+    study_page.write_study(RESULTS, HERE / "study.md")
     maps.write_maps(RESULTS, HERE / "map.md")
     rules.write_rules(RESULTS, HERE / "rules.md")
 

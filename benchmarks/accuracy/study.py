@@ -1,15 +1,14 @@
-"""Hybrids beside their controls on 10,000 images of CIFAR-10 at 16x16, one comparison a row."""
+"""Hybrids beside their controls on 10,000 images of CIFAR-10 at 16x16, one comparison a row.
+
+A hybrid stands first beside serial backprop, then beside exact training of the very network that it
+trains, with its filters and micro-batches: what filters do is in both, what lateness does in one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import statistics
 from dataclasses import dataclass
-from pathlib import Path
-
-from scipy import stats
 
 from benchmarks.accuracy.cases import Case, Trainer
 
@@ -18,7 +17,7 @@ CASES: dict[str, Case] = {}
 
 @dataclass(frozen=True)
 class Comparison:
-    """A layer-parallel run and the serial ones it must be held against, by the names of cases."""
+    """A layer-parallel run and the exact ones it must be held against, by the names of cases."""
 
     hybrid: str
     full: str
@@ -29,6 +28,8 @@ class Comparison:
     """(c) Annealed to zero within the hybrid's time."""
     time: str
     """How that time was found."""
+    controls: str
+    """What the three are."""
 
 
 def name_of(model: str, passes: int, setting: str) -> str:
@@ -45,32 +46,45 @@ def _case(model: str, passes: int, setting: str, trainer: Trainer, *overrides: s
     return name
 
 
-def _compare(
-    model: str, passes: int, setting: str, cost: float, time: str, exact: float, *settings: str
-) -> Comparison:
-    """Add a hybrid with its controls.
+SERIAL, SAME_FILTERS = "serial", "exact, same filters"
 
-    Args:
-        model: Network.
-        passes: Of the hybrid over the data.
-        setting: Words for the hybrid.
-        cost: Its time for one pass, in serial passes.
-        time: Where that comes from.
-        exact: Share of its passes that are exact.
-        settings: Overrides of the hybrid.
-    """
-    common = tuple(s for s in settings if s.startswith("batch_size="))
 
-    def serial(num: float) -> str:
-        return _case(model, math.ceil(round(num, 6)), "serial", "serial", *common)
+@dataclass(frozen=True)
+class Hybrid:
+    """A layer-parallel run."""
 
-    return Comparison(
-        hybrid=_case(model, passes, setting, "one process", *settings),
-        full=serial(passes),
-        exact_only=serial(exact * passes),
-        same_time=serial(cost * passes),
-        time=time,
-    )
+    model: str
+    passes: int
+    words: str
+    settings: tuple[str, ...]
+    cost: float
+    """The time of one pass in serial passes."""
+    time: str
+    """Where that comes from."""
+    exact: float
+    """Share of its passes that are exact."""
+
+    def compare(self, controls: str) -> Comparison:
+        """Add it and its controls to the cases."""
+        name = _case(self.model, self.passes, self.words, "one process", *self.settings)
+        return Comparison(
+            hybrid=name,
+            full=self._control(controls, self.passes),
+            exact_only=self._control(controls, self.exact * self.passes),
+            same_time=self._control(controls, self.cost * self.passes),
+            time=self.time,
+            controls=controls,
+        )
+
+    def _control(self, controls: str, passes: float) -> str:
+        num = math.ceil(round(passes, 6))
+        if controls == SERIAL:
+            common = [s for s in self.settings if s.startswith(("batch_size=", "optimizer."))]
+            words = f"serial, {STEP_SIZE}" if STEP_SIZE in self.words else "serial"
+            return _case(self.model, num, words, "serial", *common)
+        settings = [s for s in self.settings if not s.startswith("phases=")]
+        words = f"{self.words}, exact"
+        return _case(self.model, num, words, "one process", *settings, "method=exact")
 
 
 def _free_cost(num_stages: int, exact: float) -> float:
@@ -101,30 +115,46 @@ def deep(num_stages: int, *more: str) -> tuple[str, ...]:
 
 K4_BEST = "K=4, int8, 2x2 behind the first cut"
 """The best filter of K=4 in `map.md`, 14% of fp32's bytes."""
-_K4_BEST_FILTERS = "filters=[{pool: 1, cast: int8}, {pool: 2, cast: int8}, {pool: 2, cast: int8}]"
 
-COMPARISONS = [
-    *(
-        _compare("resnet8", n, "K=2, 2x2 fp16", _K2_COST, _MEASURED, 0.1, "num_stages=2")
-        for n in (20, 40)
-    ),
-    *(
-        _compare("resnet8", n, "K=4, int8", _free_cost(4, 0.15), _COUNTED, 0.15, *deep(4))
-        for n in (20, 40)
-    ),
-    *(
-        _compare(
-            "resnet8", n, K4_BEST, _free_cost(4, 0.15), _COUNTED, 0.15, *deep(4, _K4_BEST_FILTERS)
-        )
-        for n in (20, 40)
-    ),
-    _compare(
-        "resnet20", 40, "K=8, int8", _free_cost(8, 0.15), _COUNTED, 0.15, *deep(8, "batch_size=96")
-    ),
+STEP_SIZE = "lr .23"
+"""In a run's words: with the step size and momentum that are the defaults."""
+_DEFAULT_SGD = ("optimizer.lr=0.23", "optimizer.momentum=0.85")
+
+
+def _k2(passes: int, words: str = "", *more: str) -> Hybrid:
+    settings = ("num_stages=2", *more)
+    return Hybrid(
+        "resnet8", passes, f"K=2, 2x2 fp16{words}", settings, _K2_COST, _MEASURED, exact=0.1
+    )
+
+
+def _more_stages(
+    model: str, num_stages: int, passes: int, words: str = "int8", *more: str
+) -> Hybrid:
+    cost, settings = _free_cost(num_stages, 0.15), deep(num_stages, *more)
+    words = f"K={num_stages}, {words}"
+    return Hybrid(model, passes, words, settings, cost, _COUNTED, exact=0.15)
+
+
+def _pooled(num_stages: int) -> str:
+    """Return the filters of `K4_BEST`."""
+    behind = ["{pool: 2, cast: int8}"] * (num_stages - 2)
+    return f"filters=[{', '.join(['{pool: 1, cast: int8}', *behind])}]"
+
+
+_BEST = K4_BEST.removeprefix("K=4, ")
+HYBRIDS = [
+    *(_k2(n) for n in (20, 40)),
+    *(_more_stages("resnet8", 4, n) for n in (20, 40)),
+    *(_more_stages("resnet8", 4, n, _BEST, _pooled(4)) for n in (20, 40)),
+    _k2(20, f", {STEP_SIZE}", *_DEFAULT_SGD),
+    _more_stages("resnet8", 4, 20, f"{_BEST}, {STEP_SIZE}", _pooled(4), *_DEFAULT_SGD),
+    _more_stages("resnet20", 8, 40, "int8", "batch_size=96"),
+    _more_stages("resnet20", 8, 40, _BEST, _pooled(8), "batch_size=96"),
 ]
 
 
-def _compare_stored(method: str) -> Comparison:
+def _compare_stored(method: str, controls: str) -> Comparison:
     """Add a run of 20 passes with auxiliary variables per sample: 11 fresh ones and 9 visits.
 
     The exact passes have one micro-batch and run one stage after the other.
@@ -140,80 +170,28 @@ def _compare_stored(method: str) -> Comparison:
     hybrid = _case("resnet8", 11, words, "one process", *settings)
     label = f"resnet8, 11 fresh passes and 9 visits, {words}"
     CASES[hybrid] = dataclasses.replace(CASES[hybrid], label=label)
+    exact = ("num_stages=2", "correction.micro_batches=1", "method=exact")
+
+    def control(num: int) -> str:
+        if controls == SERIAL:
+            return _case("resnet8", num, "serial", "serial")
+        return _case("resnet8", num, "K=2, 2x2 fp16, one micro-batch, exact", "one process", *exact)
+
     return Comparison(
         hybrid=hybrid,
-        full=_case("resnet8", 20, "serial", "serial"),
-        exact_only=_case("resnet8", 11, "serial", "serial"),
-        same_time=_case("resnet8", 16, "serial", "serial"),
+        full=control(20),
+        exact_only=control(11),
+        same_time=control(16),
         time="11 serial passes, 9 on K equal devices, exchange free",
+        controls=controls,
     )
 
 
-COMPARISONS += [_compare_stored(method) for method in ("augmented_lagrangian", "penalty")]
-
-
-def write_study(results: Path, page: Path) -> None:
-    """Write the table of all comparisons that have at least one seed."""
-    rows = [
-        "| hybrid | seeds | accuracy | (a) as many passes | difference, paired, 95% interval "
-        "| (b) exact passes only | (c) same time | gains |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in COMPARISONS:
-        found = {
-            part: _finals(results, getattr(row, part))
-            for part in ("hybrid", "full", "exact_only", "same_time")
-        }
-        if found["hybrid"]:
-            rows.append(_row(row, found))
-    page.write_text("\n".join(rows) + "\n")
-
-
-def _row(row: Comparison, found: dict[str, dict[int, float]]) -> str:
-    hybrid, full = found["hybrid"], found["full"]
-    cells = [CASES[row.hybrid].label, str(len(hybrid)), _spread(hybrid), _spread(full)]
-    paired = [100 * (hybrid[seed] - full[seed]) for seed in sorted(hybrid.keys() & full.keys())]
-    cells.append(_interval(paired))
-    for part in ("exact_only", "same_time"):
-        num = CASES[getattr(row, part)].label.split(", ")[1]
-        cells.append(f"{num}: {_spread(found[part])}")
-    cells[-1] += f" ({row.time})"
-    cells.append(_verdict(hybrid, found["exact_only"], found["same_time"]))
-    return "| " + " | ".join(cells) + " |"
-
-
-def _verdict(hybrid: dict[int, float], *controls: dict[int, float]) -> str:
-    """Say whether the hybrid is above both controls by more than the larger spread."""
-    if any(len(values) < 2 for values in (hybrid, *controls)):
-        return "too few seeds"
-    spread = max(statistics.stdev(values.values()) for values in (hybrid, *controls))
-    mean = statistics.mean(hybrid.values())
-    gain = min(mean - statistics.mean(control.values()) for control in controls)
-    return "yes" if gain > spread else "**no**"
-
-
-def _finals(results: Path, name: str) -> dict[int, float]:
-    """Return the last test accuracy of each seed."""
-    found = {}
-    for path in results.glob(f"{name}-seed*.jsonl"):
-        last = json.loads(path.read_text().splitlines()[-1])
-        found[int(path.stem.rpartition("seed")[2])] = last["test_accuracy"]
-    return found
-
-
-def _spread(values: dict[int, float]) -> str:
-    if not values:
-        return "-"
-    spread = f" +- {statistics.stdev(values.values()):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values.values()):.4f}{spread} ({len(values)})"
-
-
-def _interval(points: list[float]) -> str:
-    """Return mean and 95% interval of paired differences in percentage points, by Student's t."""
-    if not points:
-        return "-"
-    mean = statistics.mean(points)
-    if len(points) < 2:
-        return f"{mean:+.2f}"
-    half = stats.t.ppf(0.975, len(points) - 1) * statistics.stdev(points) / len(points) ** 0.5
-    return f"**{mean:+.2f}** [{mean - half:+.2f}, {mean + half:+.2f}]"
+COMPARISONS = [
+    *(hybrid.compare(controls) for hybrid in HYBRIDS for controls in (SERIAL, SAME_FILTERS)),
+    *(
+        _compare_stored(method, controls)
+        for method in ("augmented_lagrangian", "penalty")
+        for controls in (SERIAL, SAME_FILTERS)
+    ),
+]

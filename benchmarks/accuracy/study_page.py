@@ -1,0 +1,90 @@
+"""The table of the study: a hybrid and its controls a row."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from scipy import stats
+
+from benchmarks.accuracy.study import CASES, COMPARISONS, SERIAL, Comparison
+
+_HEAD = """\
+10,000 images of CIFAR-10 at 16x16, batch 100 (ResNet-20: 96), crops and flips, SGD with cosine, lr
+.05, momentum .9, weight decay 5e-4, but for the rows that name another step size; accuracy on 5,000
+test images, mean +- std (seeds). "Wall-clock" is K=2 on two cores against backprop on one of them,
+at the speeds of ResNet-20 (benchmarks/speed). A hybrid gains if it is above (b) and (c) by more
+than the largest spread.
+"""
+
+
+def write_study(results: Path, page: Path) -> None:
+    """Write the table of all comparisons that have at least one seed."""
+    rows = [
+        _HEAD,
+        "| hybrid | accuracy | beside | (a) as many passes | the same seeds "
+        "| difference, 95% interval | (b) exact passes only | (c) same time | gains |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in COMPARISONS:
+        found = {
+            part: _finals(results, getattr(row, part))
+            for part in ("hybrid", "full", "exact_only", "same_time")
+        }
+        if found["hybrid"] and (row.controls == SERIAL or found["full"] or found["exact_only"]):
+            rows.append(_row(row, found))
+    page.write_text("\n".join(rows) + "\n")
+
+
+def _row(row: Comparison, found: dict[str, dict[int, float]]) -> str:
+    hybrid, full = found["hybrid"], found["full"]
+    shared = sorted(hybrid.keys() & full.keys())
+    paired = [100 * (hybrid[seed] - full[seed]) for seed in shared]
+    cells = [CASES[row.hybrid].label, _spread(hybrid), row.controls, _spread(full)]
+    cells += [_spread({seed: full[seed] for seed in shared}), _interval(paired)]
+    for part in ("exact_only", "same_time"):
+        num = CASES[getattr(row, part)].label.split(", ")[1]
+        cells.append(f"{num}: {_spread(found[part])}" if found[part] else "-")
+    cells[-1] += f" ({row.time})" if found["same_time"] else ""
+    cells.append(_verdict(hybrid, found["exact_only"], found["same_time"]))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _verdict(hybrid: dict[int, float], *controls: dict[int, float]) -> str:
+    """Say whether the hybrid is above both controls by more than the larger spread."""
+    if not all(controls):
+        return "-"
+    if any(len(values) < 3 for values in (hybrid, *controls)):
+        return "too few seeds"
+    spread = max(statistics.stdev(values.values()) for values in (hybrid, *controls))
+    mean = statistics.mean(hybrid.values())
+    gain = min(mean - statistics.mean(control.values()) for control in controls)
+    return "yes" if gain > spread else "**no**"
+
+
+def _finals(results: Path, name: str) -> dict[int, float]:
+    """Return the last test accuracy of each seed."""
+    found = {}
+    for path in results.glob(f"{name}-seed*.jsonl"):
+        last = json.loads(path.read_text().splitlines()[-1])
+        found[int(path.stem.rpartition("seed")[2])] = last["test_accuracy"]
+    return found
+
+
+def _spread(values: dict[int, float]) -> str:
+    if not values:
+        return "-"
+    spread = f" +- {statistics.stdev(values.values()):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values.values()):.4f}{spread} ({len(values)})"
+
+
+def _interval(points: list[float]) -> str:
+    """Return mean and 95% interval of paired differences in percentage points, by Student's t."""
+    if not points:
+        return "-"
+    mean = statistics.mean(points)
+    if len(points) < 2:
+        return f"{mean:+.2f}"
+    half = stats.t.ppf(0.975, len(points) - 1) * statistics.stdev(points) / len(points) ** 0.5
+    return f"**{mean:+.2f}** [{mean - half:+.2f}, {mean + half:+.2f}]"
