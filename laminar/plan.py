@@ -65,7 +65,7 @@ class Plan:
         """What the configuration says of each boundary that has a filter, as in `filters`."""
         found = {f.boundary: f.plain() for f in self.config.kept_filters}
         for stage, boundary in enumerate(self.config.cuts or (), 1):
-            found[boundary] = self.config.filter_of_cut(stage, boundary)
+            found[boundary] = self.config.filter_of_cut(stage, boundary, self.shapes[boundary])
         return found
 
     @property
@@ -114,7 +114,10 @@ class Plan:
     def with_cuts(self, cuts: tuple[int, ...]) -> Plan:
         """Return the plan with these cuts, and with the filter of each cut written out."""
         config = self.config
-        filters = tuple(config.filter_of_cut(k, boundary) for k, boundary in enumerate(cuts, 1))
+        filters = tuple(
+            config.filter_of_cut(k, boundary, self.shapes[boundary])
+            for k, boundary in enumerate(cuts, 1)
+        )
         kept = tuple(f for f in config.kept_filters if f.boundary not in cuts)
         update = {"cuts": cuts, "filters": filters, "kept_filters": kept}
         return dataclasses.replace(self, config=config.model_copy(update=update))

@@ -40,6 +40,7 @@ from laminar.config.training import (
     ParallelConfig,
     PhaseCycles,
     PhaseSegment,
+    default_filter,
 )
 from laminar.errors import ConfigError
 
@@ -61,9 +62,10 @@ class Config(FrozenModel):
     optimizer: OptimizerConfig = Field(default_factory=SgdConfig, description="Optimiser.")
     schedule: ScheduleConfig = Field(default_factory=CosineConfig, description="Learning rate.")
     ema: EmaConfig | None = Field(None, description="Averaged weights; null keeps no average.")
-    filters: FilterConfig | tuple[FilterConfig, ...] = Field(
-        default=FilterConfig(pool=2, cast="fp16"),
-        description="One filter for all cuts, or a list with one for each.",
+    filters: FilterConfig | tuple[FilterConfig, ...] | None = Field(
+        None,
+        description="One filter for all cuts, or a list with one for each; null pools 2x2 at all "
+        "but a cut behind the first block, and casts to fp16 with two stages, to int8 with more.",
     )
     kept_filters: tuple[KeptFilterConfig, ...] = Field(
         (), description="Filters of boundaries, whether or not there is a cut."
@@ -218,12 +220,25 @@ class Config(FrozenModel):
         return PENALTY_DEFAULTS if self.method == "penalty" else OTHER_DEFAULTS
 
     def filter_list(self) -> tuple[FilterConfig, ...]:
-        """Return one filter for each of the K-1 cuts, before `kept_filters`."""
-        if isinstance(self.filters, tuple):
-            return self.filters
-        return (self.filters,) * (self.num_stages - 1)
+        """Return one filter for each of the K-1 cuts, before `kept_filters`.
 
-    def filter_of_cut(self, stage: int, boundary: int) -> FilterConfig:
-        """Return the filter of the cut before a stage if it is at this boundary."""
-        kept = {f.boundary: f for f in self.kept_filters}
-        return kept.get(boundary, self.filter_list()[stage - 1]).plain()
+        None at all where planning has yet to choose them.
+        """
+        if isinstance(self.filters, FilterConfig):
+            return (self.filters,) * (self.num_stages - 1)
+        return self.filters or ()
+
+    def filter_of_cut(self, stage: int, boundary: int, shape: tuple[int, ...]) -> FilterConfig:
+        """Return the filter of the cut before a stage if it is at this boundary.
+
+        Args:
+            stage: The one that receives.
+            boundary: Its first block.
+            shape: Of what crosses there, without the batch.
+        """
+        for kept in self.kept_filters:
+            if kept.boundary == boundary:
+                return kept.plain()
+        if self.filters is None:
+            return default_filter(self.num_stages, boundary, shape)
+        return self.filter_list()[stage - 1].plain()

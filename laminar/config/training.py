@@ -28,6 +28,18 @@ class FilterConfig(FrozenModel):
         return FilterConfig(pool=self.pool, cast=self.cast, parallel_only=self.parallel_only)
 
 
+def default_filter(num_stages: int, boundary: int, shape: tuple[int, ...]) -> FilterConfig:
+    """Return the filter of a cut where `filters` is null (docs/decisions/filters-by-cut.md).
+
+    Args:
+        num_stages: K.
+        boundary: First block behind the cut.
+        shape: Of what crosses it, without the batch.
+    """
+    can_pool = boundary > 1 and len(shape) == 3 and min(shape[-2:]) > 1
+    return FilterConfig(pool=2 if can_pool else 1, cast="fp16" if num_stages == 2 else "int8")
+
+
 class KeptFilterConfig(FilterConfig):
     """A filter that stays at its boundary wherever the cuts are; `laminar resume` writes these."""
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laminar.config import Config, ModelConfig
+from laminar.config.training import default_filter
 from laminar.cuts import best_cuts, block_costs, equal_cost_cuts
 from laminar.errors import ConfigError
 from laminar.networks import build_blocks
@@ -93,6 +94,26 @@ def test_a_resolved_configuration_resolves_to_itself():
     ):
         again = make_plan(plan.config, plan.problem)
         assert again == plan
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "cuts", "wanted"),
+    [
+        (1, None, []),
+        (2, [2], ["2x2 fp16"]),
+        (2, [1], ["1x1 fp16"]),  # the stem's output is never pooled
+        (4, [1, 2, 3], ["1x1 int8", "2x2 int8", "2x2 int8"]),
+    ],
+)
+def test_filters_that_nobody_set_go_by_the_cut(num_stages, cuts, wanted):
+    plan = tiny_plan(num_stages=num_stages, cuts=cuts)
+    assert [f"{f.pool}x{f.pool} {f.cast}" for f in plan.config.filter_list()] == wanted
+    assert make_plan(plan.config, plan.problem) == plan
+
+
+@pytest.mark.parametrize(("shape", "pool"), [((8, 4, 4), 2), ((8, 1, 4), 1), ((8,), 1)])
+def test_a_filter_that_nobody_set_fits_what_crosses(shape, pool):
+    assert default_filter(3, 2, shape).pool == pool
 
 
 def test_short_parallel_pieces_are_exact_by_default_and_refused_when_written():

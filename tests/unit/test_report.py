@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from laminar.config import Config
+from laminar.config import Config, FilterConfig
 from laminar.run_directory import RunDirectory
 from service import figures
 from service.comparison import differing_settings
@@ -87,7 +87,7 @@ TIMELINE = [timeline_line(epoch) for epoch in (1, 2, 3)]
 
 def make_run(path: Path, config: Config | None = None, offset: float = 0.0) -> RunDirectory:
     run = RunDirectory(path)
-    run.create(config or Config(epochs=3))
+    run.create(config or Config(epochs=3, filters=FilterConfig(pool=2, cast="fp16")))
     for epoch in (1, 2, 3):
         run.append_metrics(metrics_line(epoch, offset))
         run.append_timeline(timeline_line(epoch))
@@ -263,7 +263,8 @@ def test_only_settings_that_differ_are_listed():
     assert differing_settings([one, one]) == {}
     filters = [{"pool": 2, "cast": "fp16"}, {"cast": "int8", "parallel_only": True}]
     three = Config.model_validate({"num_stages": 3, "filters": filters})
-    found = differing_settings([Config.model_validate({"num_stages": 3}), three])
+    same = Config.model_validate({"num_stages": 3, "filters": {"pool": 2, "cast": "fp16"}})
+    found = differing_settings([same, three])
     assert found["filters"] == ["", "[2 fp16, 1 int8 parallel_only]"]
     assert found["filters.pool"] == ["2", ""]
 

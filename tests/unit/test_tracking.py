@@ -76,7 +76,7 @@ class Run:
     """A run directory, and what a trainer does with it."""
 
     def __init__(self, path: Path, tracking: dict[str, Any]) -> None:
-        self.config = Config.model_validate({"tracking": tracking})
+        self.config = Config.model_validate({"tracking": tracking, "filters": {"cast": "fp16"}})
         self.directory = RunDirectory(path)
         self.directory.create(self.config)
         self.warnings: list[str] = []
