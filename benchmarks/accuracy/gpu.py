@@ -86,7 +86,7 @@ def go_on(
         tensors = load_file(_of_epoch(weights, len(lines)))
         for stage in engine.stages:
             stage.load_state(tensors)
-    took = 0.0
+    took = json.loads(lines[-1])["seconds"]["one_process"] if lines else 0.0
     for epoch in range(len(lines), config.epochs):
         started = now()
         if started + took > until:

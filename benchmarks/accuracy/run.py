@@ -42,14 +42,22 @@ RESULTS = HERE / "results"
 LOWEST = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.3, "cifar10_10k": 0.2}
 
 
-def train(name: str, seed: int, roots: dict[str, str]) -> list[dict[str, Any]]:
-    """Train one case; return its metrics, one entry an epoch."""
-    case = (cases.CASES | study.CASES | maps.CASES | rules.CASES)[name]
+CASES = cases.CASES | study.CASES | maps.CASES | rules.CASES
+
+
+def configure(name: str, seed: int, roots: dict[str, str]) -> Config:
+    """Return the configuration of a case; `roots` has the folder of each data set that has one."""
+    case = CASES[name]
     settings = [f"seed={seed}", *case.overrides]
     root = roots.get(case.file.partition("_")[0])
     if root is not None:
         settings.append(f"data.root={root}")
-    config = load_config(HERE / f"{case.file}.yaml", settings)
+    return load_config(HERE / f"{case.file}.yaml", settings)
+
+
+def train(name: str, seed: int, roots: dict[str, str]) -> list[dict[str, Any]]:
+    """Train one case; return its metrics, one entry an epoch."""
+    case, config = CASES[name], configure(name, seed, roots)
     if case.trainer == "serial":
         return train_serial(config, 1)
     return _train_on_ray(config) if case.trainer == "ray" else train_in_one_process(config)

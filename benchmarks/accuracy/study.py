@@ -87,7 +87,7 @@ class Hybrid:
         return _case(self.model, num, words, "one process", *settings, "method=exact")
 
 
-def _free_cost(num_stages: int, exact: float) -> float:
+def free_cost(num_stages: int, exact: float) -> float:
     """Return the time of a pass on K equal devices in serial passes, exchange free.
 
     A correction phase of 4 micro-batches takes (4+K-1)/(4K) of a serial pass.
@@ -131,7 +131,7 @@ def _k2(passes: int, words: str = "", *more: str) -> Hybrid:
 def _more_stages(
     model: str, num_stages: int, passes: int, words: str = "int8", *more: str
 ) -> Hybrid:
-    cost, settings = _free_cost(num_stages, 0.15), deep(num_stages, *more)
+    cost, settings = free_cost(num_stages, 0.15), deep(num_stages, *more)
     words = f"K={num_stages}, {words}"
     return Hybrid(model, passes, words, settings, cost, _COUNTED, exact=0.15)
 

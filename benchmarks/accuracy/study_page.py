@@ -42,16 +42,16 @@ def _row(row: Comparison, found: dict[str, dict[int, float]]) -> str:
     shared = sorted(hybrid.keys() & full.keys())
     paired = [100 * (hybrid[seed] - full[seed]) for seed in shared]
     cells = [CASES[row.hybrid].label, _spread(hybrid), row.controls, _spread(full)]
-    cells += [_spread({seed: full[seed] for seed in shared}), _interval(paired)]
+    cells += [_spread({seed: full[seed] for seed in shared}), interval(paired)]
     for part in ("exact_only", "same_time"):
         num = CASES[getattr(row, part)].label.split(", ")[1]
         cells.append(f"{num}: {_spread(found[part])}" if found[part] else "-")
     cells[-1] += f" ({row.time})" if found["same_time"] else ""
-    cells.append(_verdict(hybrid, found["exact_only"], found["same_time"]))
+    cells.append(verdict(hybrid, found["exact_only"], found["same_time"]))
     return "| " + " | ".join(cells) + " |"
 
 
-def _verdict(hybrid: dict[int, float], *controls: dict[int, float]) -> str:
+def verdict(hybrid: dict[int, float], *controls: dict[int, float]) -> str:
     """Say whether the hybrid is above both controls by more than the larger spread."""
     if not all(controls):
         return "-"
@@ -79,7 +79,7 @@ def _spread(values: dict[int, float]) -> str:
     return f"{statistics.mean(values.values()):.4f}{spread} ({len(values)})"
 
 
-def _interval(points: list[float]) -> str:
+def interval(points: list[float]) -> str:
     """Return mean and 95% interval of paired differences in percentage points, by Student's t."""
     if not points:
         return "-"

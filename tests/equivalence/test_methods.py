@@ -6,10 +6,12 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from laminar.data import open_inputs, open_labels
 from laminar.one_process import LedgerEngine, OneProcessEngine
 from laminar.reference import Reference
+from laminar.store import Store
 from tests.tiny import differing, run_reference, tiny_plan
 
 
@@ -125,17 +127,94 @@ def test_stored_engine_equals_reference(number):
     assert all(torch.isfinite(t).all() for t in state.values())
 
 
+@pytest.mark.parametrize("method", ["augmented_lagrangian", "penalty"])
+def test_stored_updates_by_hand(method):
+    """K=2, two batches, two sweeps: the paper's updates with lambda and kappa of each sample.
+
+    In plain torch: the stage before differentiates its own loss as it is written, at the old
+    multiplier and the new lambda, which the engine never does.
+    """
+    rho, rate = 0.5 / 8, 0.5  # of a batch of 8; step size of visits
+    plan = tiny_plan(
+        2,
+        num_stages=2,
+        filters={"pool": 1, "cast": "fp32"},
+        method=method,
+        penalty={"name": "fixed", "rho": 0.5},
+        stored={"sweeps": 2, "step_size": rate},
+        parallel={"feed": "stored"},
+        correction={"micro_batches": 1},
+        epochs=1,
+        phases=[{"phase": "parallel", "epochs": 1}],
+        optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0},
+        schedule={"warmup_epochs": 0},
+    )
+    engine = OneProcessEngine(plan)
+    engine.run()
+    cut, inputs, labels = plan.bounds[1], open_inputs(plan.config), open_labels(plan.config)
+    first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
+    lr = [plan.learning_rate(batch) for batch in range(2)]
+    lams, kappas = [], []
+    for batch in range(2):  # exact
+        x = first(inputs.train(0, batch))
+        leaf = x.detach().requires_grad_()
+        F.cross_entropy(second(leaf), labels.train(0, batch)).backward()
+        x.backward(leaf.grad)
+        step(first, lr[batch])
+        step(second, lr[batch])
+        p, is_penalty = leaf.grad, method == "penalty"
+        lams.append(x.detach() - p / rho if is_penalty else x.detach())
+        kappas.append(torch.zeros_like(p) if is_penalty else p)
+    olds = list(kappas)
+    for _ in range(2):  # sweeps; what a stage needs of its neighbour is of the sweep before
+        for batch in range(2):
+            lam = lams[batch].requires_grad_()
+            F.cross_entropy(second(lam), labels.train(0, batch)).backward()
+            step(second, rate * lr[batch])
+            x = first(inputs.train(0, batch))
+            distance = (x - lam.detach()).square().sum()
+            ((olds[batch] * x).sum() + rho / 2 * distance).backward()
+            step(first, rate * lr[batch])
+            x, kappa = x.detach(), kappas[batch]
+            lams[batch] = x + (kappa - lam.grad) / rho
+            if not is_penalty:
+                kappas[batch] = kappa + rho * (x - lams[batch])
+            olds[batch] = kappa
+    state = engine.state()
+    for module in (first, second):
+        for name, tensor in module.public_tensors():
+            if tensor.is_floating_point():
+                assert torch.allclose(state[f"model.{name}"], tensor, atol=1e-5), name
+
+
+@torch.no_grad()
+def step(module, lr):
+    for parameter in module.parameters():
+        parameter -= lr * parameter.grad
+        parameter.grad = None
+
+
 def test_stored_methods_differ():
     states = [run_reference(plan).state() for plan in STORED[:3]]
     for one, other in itertools.combinations(states, 2):
         assert differing(one, other)
 
 
-def test_files_hold_what_memory_holds(tmp_path):
+def test_files_hold_what_memory_holds(tmp_path, monkeypatch):
+    stores = []
+
+    class Seen(Store):
+        def __init__(self, *args):
+            super().__init__(*args)
+            stores.append(self)
+
+    monkeypatch.setattr("laminar.stored.Store", Seen)
     stored = {**WINDOWED, "memory_limit_mb": 0, "scratch_dir": str(tmp_path)}
     engine = OneProcessEngine(stored_plan("augmented_lagrangian", stored=stored))
     engine.run()
     assert differing(run_reference(STORED[0]).state(), engine.state()) == []
+    assert {store.memory_bytes for store in stores} == {0}
+    assert all(store.file_bytes > 0 for store in stores)
     assert list(tmp_path.iterdir()) == []
 
 
