@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.jobs.manager import JobManager
-from service.jobs.models import ACTIVE, JobSummary, State
+from service.jobs.models import ACTIVE, ENDED, JobSummary, State
 from service.jobs.store import NoSuchJob
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
@@ -24,15 +24,14 @@ class JobCollector(Collector):
 
     def __init__(self, manager: JobManager) -> None:
         self._manager = manager
+        self._began_at = time.monotonic()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the gauges."""
-        store, cluster = self._manager.store, self._manager.cluster()
-        counts = store.counts()
-        jobs = GaugeMetricFamily("laminar_jobs", "Jobs by state.", labels=["state"])
-        for state in get_args(State):
-            jobs.add_metric([state], counts[state])
-        yield jobs
+    def collect(self) -> Iterator[Metric]:
+        """Yield gauges and counters."""
+        yield from self._jobs()
+        cluster = self._manager.cluster()
+        # Before its first round the dispatcher is as old as the service.
+        looked_at = max(self._manager.dispatcher.ticked_at, self._began_at)
         for name, text, value in (
             ("laminar_cluster_reachable", "Whether the Ray cluster answers.", cluster.is_reachable),
             ("laminar_cluster_cpus", "CPUs of the cluster.", cluster.cpus),
@@ -41,12 +40,34 @@ class JobCollector(Collector):
             ("laminar_cluster_gpus_used", "GPUs in use.", cluster.gpus_used),
             (
                 "laminar_dispatcher_age_seconds",
-                "Seconds since the dispatcher last went round.",
-                time.monotonic() - self._manager.dispatcher.ticked_at,
+                "Seconds since the dispatcher last went round, or since the service began.",
+                time.monotonic() - looked_at,
+            ),
+            (
+                "laminar_unreadable_jobs",
+                "Folders that look like jobs and could not be read when the service began.",
+                len(self._manager.store.unreadable),
             ),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
         yield from self._running()
+
+    def _jobs(self) -> Iterator[Metric]:
+        store = self._manager.store
+        counts, ended = store.counts(), store.ended()
+        jobs = GaugeMetricFamily("laminar_jobs", "Jobs by state.", labels=["state"])
+        for state in get_args(State):
+            jobs.add_metric([state], counts[state])
+        yield jobs
+        # A gauge falls when a job is deleted or resumed, which `increase` takes for a restart.
+        ends = CounterMetricFamily(
+            "laminar_jobs_ended",
+            "Ends of jobs by state, since the service began.",
+            labels=["state"],
+        )
+        for state in sorted(ENDED):
+            ends.add_metric([state], ended[state])
+        yield ends
 
     def _running(self) -> Iterator[GaugeMetricFamily]:
         store = self._manager.store
@@ -99,7 +120,7 @@ class Telemetry:
         self.registry.register(JobCollector(manager))
         self.requests = Histogram(
             "laminar_request_seconds",
-            "Time to the end of an answer, streams apart.",
+            "Time to the end of an answer, live streams apart; of a download, all of it.",
             ["method", "route", "status"],
             registry=self.registry,
             buckets=_BUCKETS,

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from laminar.storage import Storage
 from service.jobs.models import (
+    ENDED,
     JOB_ID,
     AttemptReport,
     Job,
@@ -77,6 +78,7 @@ class JobStore:
         self._reports: dict[str, AttemptReport] = {}
         self._notes: dict[str, str] = {}
         self._keys: dict[tuple[str, str], str] = {}
+        self._ended: Counter[State] = Counter()
         self.unreadable: list[str] = []
         """Folders that look like jobs and cannot be read."""
         self._load()
@@ -180,6 +182,11 @@ class JobStore:
         with self._lock:
             return Counter(status.state for status in self._statuses.values())
 
+    def ended(self) -> Counter[State]:
+        """Return how often jobs have ended in each state since this began; it only grows."""
+        with self._lock:
+            return Counter(self._ended)
+
     def change(
         self, job_id: str, expected: Collection[State], change: Callable[[JobStatus], JobStatus]
     ) -> JobStatus | None:
@@ -201,7 +208,10 @@ class JobStore:
         content = status.model_dump_json(indent=1).encode()
         self.storage.write(f"{job_id}/{STATUS}", content)
         with self._lock:
-            if self._statuses[job_id].last.attempt != status.last.attempt:
+            before = self._statuses[job_id]
+            if status.state in ENDED and before.state not in ENDED:
+                self._ended[status.state] += 1
+            if before.last.attempt != status.last.attempt:
                 self._reports.pop(job_id, None)
             self._statuses[job_id] = status
             self._notes.pop(job_id, None)
