@@ -7,27 +7,33 @@ tried.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import typer
 import yaml
 from compose_spec import PyCompose
 from dockerfile_parse import DockerfileParser
 
-from laminar.config_file import validate_config
 from service.cli import app
 
 BIN = Path(sys.executable).parent
 SCRIPTS = ("head.sh", "worker.sh", "service.sh", "health.sh")
-KUBERNETES = "1.34.0"
+PASSED_ON = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"),
+    "MLFLOW_TRACKING_URI",
+}
+"""Which compose hands through from whoever calls it."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def run(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]
 
 def test_scripts_and_the_dockerfile_have_no_lint(docker: Path):
     """As `make lint` does."""
-    assert sorted(path.name for path in docker.glob("*.sh")) == sorted(SCRIPTS)
+    assert sorted(path.name for path in docker.glob("*.sh")) == sorted((*SCRIPTS, "profile.sh"))
     shell = run(BIN / "shellcheck", *sorted(docker.glob("*.sh")), docker.parent / ".ci/run")
     assert (shell.returncode, shell.stdout) == (0, "")
     image = run(BIN / "hadolint", "--no-color", docker / "Dockerfile")
@@ -160,14 +166,33 @@ def test_the_image_copies_what_there_is(docker: Path, repository: Path):
         if step["instruction"] == "COPY" and not step["value"].startswith("--from"):
             copied += step["value"].split()[:-1]
     assert {"pyproject.toml", "laminar", "actors", "service", "tuning"} < set(copied)
+    there = set()
     for name in copied:
         path = repository / name
-        files = list(path.rglob("*.py")) if path.is_dir() else [path]
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         assert files
         for file in files:
             inside = str(file.relative_to(repository))
             assert file.is_file(), inside
-            assert any(matches(inside, pattern) for pattern in allowed), inside
+            if "__pycache__" not in file.parts:
+                there.add(inside)
+                assert any(matches(inside, pattern) for pattern in allowed), inside
+    # What is packaged and is no Python: without it there is no page.
+    assert {"service/page/index.html", "service/page/app.js", "service/page/style.css"} < there
+
+
+def test_login_shells_of_the_image_find_ray(docker: Path):
+    """Debian's /etc/profile sets PATH anew and reads this; KubeRay before 1.4 starts there."""
+    (path,) = re.findall(r"ENV PATH=(\S+):\$PATH", (docker / "Dockerfile").read_text())
+    copied = [s["value"] for s in instructions(docker) if s["instruction"] == "COPY"]
+    assert "docker/profile.sh /etc/profile.d/laminar.sh" in copied
+    shell = ("bash", "--noprofile", "-c", f'. "{docker}/profile.sh" && echo "$PATH"')
+    assert run(*shell, env={"PATH": "/usr/bin:/bin"}).stdout == f"{path}:/usr/bin:/bin\n"
+
+
+def test_the_image_has_what_probes_of_kuberay_call(docker: Path):
+    (install,) = [s["value"] for s in instructions(docker) if "apt-get install" in s["value"]]
+    assert "wget" in install.split()
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -209,9 +234,9 @@ def test_the_extras_of_the_image_exist(docker: Path, repository: Path):
 # -- compose ----------------------------------------------------------------------------------
 
 
-def interpolated(text: str) -> str:
-    """Put in the defaults of `${NAME:-default}`, as compose does."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+def interpolated(text: str, environment: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Replace `${NAME:-default}`, as compose does."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: environment.get(m[1]) or m[2], text)
 
 
 def compose(docker: Path) -> dict[str, Any]:
@@ -223,6 +248,49 @@ def test_compose_files_are_valid(docker: Path, name: str):
     tree = yaml.safe_load(interpolated((docker / name).read_text()))  # with anchors resolved
     spec = PyCompose.from_yaml(yaml.safe_dump(tree)).to_spec()  # refuses what is no such file
     assert set(spec.services) == set(tree["services"])
+
+
+def docker_compose() -> list[str] | None:
+    """Return the command, None where there is none; it needs no engine to read a file."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and run(*command, "version").returncode == 0:
+            return command
+    return None
+
+
+def test_compose_reads_its_files(docker: Path):
+    command = docker_compose()
+    if command is None:
+        pytest.skip("there is no docker compose here: nothing but the schema was checked")
+    outside = {"LAMINAR_STORAGE": "s3://bucket/jobs", "LAMINAR_INTERNAL": "false"}
+    for more in ({}, outside):
+        done = run(
+            *command, *("--file", docker / "compose.yaml", "--file", docker / "compose.gpu.yaml"),
+            *("config", "--format", "json"), env=os.environ | more,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        tree = json.loads(done.stdout)
+        assert tree["services"].keys() == {"head", "worker", "service"}
+        assert tree["networks"]["cluster"].get("internal", False) is (more is not outside)
+
+
+def test_compose_can_use_an_object_store(docker: Path):
+    """In the place of the folder; head and workers may reach it if they are let out."""
+    text = (docker / "compose.yaml").read_text()
+    assert set(re.findall(r"^#   (\w+)", text, re.MULTILINE)) >= {
+        name for name in re.findall(r"\$\{(\w+)", text) if name != "RAY_AUTH_TOKEN"
+    }
+    for name, default, chosen in (
+        ("LAMINAR_STORAGE", "/srv/laminar/jobs", "s3://bucket/jobs"),
+        ("LAMINAR_INTERNAL", True, False),
+    ):
+        for environment, wanted in (({}, default), ({name: str(chosen).lower()}, chosen)):
+            tree = yaml.safe_load(interpolated(text, environment))
+            found = {
+                "LAMINAR_STORAGE": tree["services"]["service"]["environment"]["LAMINAR_STORAGE"],
+                "LAMINAR_INTERNAL": tree["networks"]["cluster"]["internal"],
+            }
+            assert found[name] == wanted
 
 
 def variables(docker: Path, script: str) -> set[str]:
@@ -240,7 +308,8 @@ def test_compose_uses_what_there_is(docker: Path):
     for service in services.values():
         (script,) = service["command"]
         assert script in SCRIPTS
-        assert set(service["environment"]) - {"RAY_AUTH_TOKEN"} <= variables(docker, script)
+        environment = service["environment"]
+        assert set(environment) - PASSED_ON - {"RAY_AUTH_TOKEN"} <= variables(docker, script)
         check = service["healthcheck"]["test"]
         assert check[:2] == ["CMD", "health.sh"]
         assert check[2] in (docker / "health.sh").read_text()
@@ -249,6 +318,14 @@ def test_compose_uses_what_there_is(docker: Path):
             assert source in tree["volumes"]
             made = (docker / "Dockerfile").read_text()
             assert target in made.split()  # with the right owner, which a new volume takes over
+
+
+def test_compose_hands_on_what_is_set(docker: Path):
+    """Credentials to all, by entries without a value: an empty one would be taken for one."""
+    written = yaml.safe_load((docker / "compose.yaml").read_text())
+    for service in written["services"].values():
+        environment = service["environment"]
+        assert {name for name, value in environment.items() if value is None} == PASSED_ON
 
 
 def test_ports_of_compose_agree(docker: Path):
@@ -267,131 +344,3 @@ def test_ports_of_compose_agree(docker: Path):
     assert published == f"127.0.0.1:{defaults['port']}:{defaults['port']}"
     assert f":{defaults['port']}/" in services["service"]["healthcheck"]["test"][2]
     assert "ports" not in services["head"]  # who reaches the dashboard runs what he likes
-
-
-# -- Kubernetes -------------------------------------------------------------------------------
-
-
-def manifests(docker: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted((docker / "kuberay").glob("*.yaml")):
-        found += [tree for tree in yaml.safe_load_all(path.read_text()) if tree]
-    return found
-
-
-def of_kind(docker: Path, kind: str) -> dict[str, Any]:
-    (found,) = [tree for tree in manifests(docker) if tree["kind"] == kind]
-    return found
-
-
-def pods(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every pod template of a manifest."""
-    if tree["kind"] == "Deployment":
-        yield tree["spec"]["template"]
-    elif tree["kind"] in ("RayCluster", "RayJob"):
-        spec = tree["spec"].get("rayClusterSpec", tree["spec"])
-        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-            yield group["template"]
-
-
-def test_manifests_are_valid(docker: Path):
-    """KubeRay's own kinds have no schema here: of those their pods are checked."""
-    kinds = [tree["kind"] for tree in manifests(docker)]
-    assert {"RayCluster", "RayJob", "Deployment", "Service", "PersistentVolumeClaim"} <= set(kinds)
-    for tree in manifests(docker):
-        if not tree["apiVersion"].startswith("ray.io/"):
-            kubernetes_validate.validate(tree, KUBERNETES, strict=True)
-        for pod in pods(tree):
-            whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}} | {
-                "spec": pod["spec"]
-            }
-            kubernetes_validate.validate(whole, KUBERNETES, strict=True)
-
-
-def test_the_check_of_manifests_sees_mistakes(docker: Path):
-    tree = of_kind(docker, "Deployment")
-    tree["spec"]["replica"] = 1
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(tree, KUBERNETES, strict=True)
-
-
-def test_pods_are_confined_and_their_volumes_exist(docker: Path):
-    claims = {t["metadata"]["name"] for t in manifests(docker)
-              if t["kind"] == "PersistentVolumeClaim"}  # fmt: skip
-    for tree in manifests(docker):
-        for pod in pods(tree):
-            spec = pod["spec"]
-            assert spec["securityContext"]["runAsNonRoot"] is True
-            names = {volume["name"] for volume in spec["volumes"]}
-            for volume in spec["volumes"]:
-                assert volume.get("persistentVolumeClaim", {}).get("claimName", "laminar-jobs") in (
-                    claims
-                )
-            for container in spec["containers"]:
-                assert container["resources"].keys() == {"requests", "limits"}
-                assert container["securityContext"]["allowPrivilegeEscalation"] is False
-                assert {mount["name"] for mount in container["volumeMounts"]} <= names
-
-
-def test_ray_is_started_with_options_that_exist(docker: Path):
-    """KubeRay turns `rayStartParams` into options of `ray start`."""
-    keys = set()
-    for kind in ("RayCluster", "RayJob"):
-        tree = of_kind(docker, kind)
-        spec = tree["spec"].get("rayClusterSpec", tree["spec"])
-        assert set(spec) <= {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
-        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-            assert set(group) <= {
-                "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template",
-            }  # fmt: skip
-            assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-            keys |= {f"--{key}" for key in group["rayStartParams"]}
-    assert keys
-    assert keys <= ray_options()
-
-
-def test_the_service_of_kubernetes_fits_the_cluster(docker: Path):
-    deployment, service = of_kind(docker, "Deployment"), of_kind(docker, "Service")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert container["command"] == ["service.sh"]
-    environment = {entry["name"]: entry["value"] for entry in container["env"]}
-    assert environment.keys() - {"MPLCONFIGDIR"} <= variables(docker, "service.sh")
-    cluster = of_kind(docker, "RayCluster")["metadata"]["name"]
-    assert environment["LAMINAR_RAY_ADDRESS"] == f"http://{cluster}-head-svc:8265"
-    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    assert environment["LAMINAR_STORAGE"] in mounts
-    assert environment["LAMINAR_DATA_ROOTS"] in mounts
-    assert str(Path(environment["LAMINAR_TOKENS"]).parent) in mounts
-    (port,) = container["ports"]
-    defaults = {p.name: p.default for p in parameters("serve")}
-    assert port["containerPort"] == defaults["port"] == service["spec"]["ports"][0]["port"]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"] == {"path": "/healthz", "port": port["name"]}
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    for selector in (service["spec"]["selector"], deployment["spec"]["selector"]["matchLabels"]):
-        assert selector.items() <= labels.items()
-    assert deployment["spec"]["replicas"] == 1  # a storage has one service
-    # A file of tokens that others may write to is refused.
-    (secret,) = [v for v in deployment["spec"]["template"]["spec"]["volumes"] if "secret" in v]
-    assert secret["secret"]["defaultMode"] & 0o022 == 0
-
-
-def test_the_job_of_kubernetes_can_run(docker: Path):
-    job = of_kind(docker, "RayJob")
-    words = shlex.split(job["spec"]["entrypoint"])
-    assert words[:2] == ["laminar", "train"]
-    assert {word for word in words if word.startswith("--")} <= options_of("train")
-    settings = of_kind(docker, "ConfigMap")["data"]["config.yaml"]
-    assert validate_config(yaml.safe_load(settings)).num_stages == 2
-
-
-def test_names_of_images_and_versions_agree(docker: Path, repository: Path):
-    """One image for a cluster, and the Ray of its manifests is not older than what we need."""
-    tags = {f"laminar:{target}" for target in ("cpu", "cuda")}
-    for tree in manifests(docker):
-        for pod in pods(tree):
-            assert {c["image"] for c in pod["spec"]["containers"]} <= tags
-        spec = tree["spec"].get("rayClusterSpec", tree["spec"]) if "spec" in tree else {}
-        if "rayVersion" in spec:
-            assert tuple(map(int, spec["rayVersion"].split("."))) >= (2, 50)
-    assert compose(docker)["services"]["head"]["image"] in tags
