@@ -97,8 +97,9 @@ def _lifespan(context: Context, dispatch_s: float | None) -> Lifespan[FastAPI]:
 
 
 def _add_probes(app: FastAPI) -> None:
+    # The probes are coroutines: the threads that routes run in may all be waiting for storage.
     @app.get("/healthz", operation_id="healthz", response_class=PlainTextResponse)
-    def healthz() -> str:
+    async def healthz() -> str:
         """Whether the service answers at all."""
         return "ok\n"
 
@@ -108,9 +109,9 @@ def _add_probes(app: FastAPI) -> None:
         response_class=PlainTextResponse,
         responses=problems.responses(503),
     )
-    def readyz(service: Service) -> Response:
+    async def readyz(service: Service) -> Response:
         """Whether the cluster answers and the dispatcher goes round."""
-        if not service.manager.cluster().is_reachable:
+        if not service.manager.dispatcher.is_cluster_reachable:
             return problems.problem(503, "the cluster does not answer")
         age = time.monotonic() - service.manager.dispatcher.ticked_at
         if age > service.settings.ready_within_s:

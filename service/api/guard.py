@@ -15,6 +15,8 @@ from service.api.problems import problem
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _MOST_KNOWN = 10_000
+_PROBES = ("/healthz", "/readyz")
+"""Asked by address: a kubelet, or a balancer, knows no name. They tell nothing of any job."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -56,7 +58,7 @@ class Guard:
     Args:
         app: The application behind it.
         hosts: Names by which the service is known; a web page that made its own name resolve to
-            this machine (DNS rebinding) does not know them. Empty accepts any.
+            this machine (DNS rebinding) does not know them. Empty accepts any; probes need none.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -84,15 +86,15 @@ class Guard:
                 answer = problem(413, "the body is too large", _HEADERS)
                 await answer(scope, receive, send)
 
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        refusal = self._refusal(scope["method"], scope["path"], Headers(scope=scope))
         if refusal is not None:
             await problem(*refusal)(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 
-    def _refusal(self, method: str, headers: Headers) -> tuple[int, str] | None:
+    def _refusal(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if self._hosts and _name(host) not in self._hosts:
+        if self._hosts and _name(host) not in self._hosts and path not in _PROBES:
             return 400, "the Host header must name this service; see `laminar serve --host-name`"
         origin = headers.get("origin")
         if method not in _SAFE_METHODS and origin is not None:

@@ -67,6 +67,11 @@ class Dispatcher:
         self.ticked_at = 0.0
         """When `tick` last came to its end, on the monotonic clock."""
 
+    @property
+    def is_cluster_reachable(self) -> bool:
+        """Whether the cluster answered when it was last asked; takes no lock."""
+        return self._state is not None
+
     def info(self) -> ClusterInfo:
         """Return the cluster as it was last seen."""
         state = self._state

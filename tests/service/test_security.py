@@ -346,6 +346,16 @@ def test_pages_of_others_cannot_use_a_browser_against_the_service(served: Served
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_probes_need_no_name_and_nothing_else_goes_without(served: Served):
+    """A kubelet asks for POD_IP:PORT."""
+    served.tick()
+    by_address = {"Host": "10.1.2.3:8484"}
+    for path in ("healthz", "readyz"):
+        assert httpx.get(f"{served.url}/{path}", headers=by_address).text == "ok\n"
+    for path in ("", "metrics", "v1/jobs", "v1/me", "healthz/", "openapi.json", "static/app.js"):
+        assert httpx.get(f"{served.url}/{path}", headers=by_address).status_code == 400
+
+
 def test_floods_are_slowed_down(serve: Serve, tokens: tuple[Tokens, dict[str, str]]):
     file, secret = tokens
     served = serve(file, requests_per_s=0.01, burst=3)
