@@ -23,7 +23,6 @@ from service.jobs.models import (
     ClusterInfo,
     JobStatus,
     Needs,
-    State,
     Versions,
     now,
 )
@@ -171,7 +170,7 @@ class Dispatcher:
         name = submission_id(job_id, status.last.attempt)
         if status.state == "stopping":
             self._cluster.stop(name)  # which may have it, and we were killed before we knew
-            self._finish(job_id, "stopped", "stopped before it started")
+            self._leave(job_id, lambda s: s.moved("stopped", "stopped before it started"))
             return
         try:
             self._cluster.submit(name, self.store.storage.uri(job_id), status.last.attempt)
@@ -191,47 +190,57 @@ class Dispatcher:
 
     def _end(self, job_id: str, report: AttemptReport) -> None:
         if report.outcome == "succeeded":
-            self._finish(job_id, "succeeded", report.reason)
-        elif report.outcome == "stopped" or self.store.status(job_id).state == "stopping":
-            self._finish(job_id, "stopped", report.reason)
+            self._leave(job_id, lambda s: s.moved("succeeded", report.reason))
+        elif report.outcome == "stopped":
+            self._leave(job_id, lambda s: s.moved("stopped", report.reason))
         elif report.outcome == "refused":
-            self._finish(job_id, "failed", report.reason)
+            self._leave_unless_stopped(
+                job_id, report.reason, lambda s: s.moved("failed", report.reason)
+            )
         elif report.outcome == "no_room":
             later = now() + timedelta(seconds=_ROOM_PAUSE_S)
-            self._requeue(job_id, report.reason, not_before=later)
+            self._leave_unless_stopped(
+                job_id, report.reason, lambda s: _requeued(s, report.reason, not_before=later)
+            )
         else:
             self._retry_or_fail(job_id, report.reason)
 
     def _lost(self, job_id: str, message: str) -> None:
         """Deal with a driver that is gone without a word: killed, or lost with its head."""
-        if self.store.status(job_id).state == "stopping":
-            self._finish(job_id, "stopped", f"its driver is gone: {message}")
-        else:
-            self._retry_or_fail(job_id, f"its driver is gone without a word: {message}")
+        self._retry_or_fail(job_id, f"its driver is gone without a word: {message}")
 
     def _retry_or_fail(self, job_id: str, reason: str) -> None:
-        status, most = self.store.status(job_id), self.store.spec(job_id).request.max_retries
-        if status.state == "stopping":
-            self._finish(job_id, "stopped", reason)
-        elif status.num_retries >= most:
-            self._finish(job_id, "failed", reason)
-        else:
+        most = self.store.spec(job_id).request.max_retries
+
+        def change(status: JobStatus) -> JobStatus:
+            if status.num_retries >= most:
+                return status.moved("failed", reason)
             count = status.num_retries + 1
-            self._requeue(
-                job_id,
+            return _requeued(
+                status,
                 f"retry {count} of {most}: {reason}",
                 not_before=now() + timedelta(seconds=_RETRY_PAUSE_S),
                 num_retries=count,
             )
 
-    def _requeue(self, job_id: str, reason: str, **changes: Any) -> None:
-        self._leave(job_id, lambda s: s.moved("queued", reason, is_submitted=False, **changes))
+        self._leave_unless_stopped(job_id, reason, change)
 
-    def _finish(self, job_id: str, state: State, reason: str) -> None:
-        self._leave(job_id, lambda s: s.moved(state, reason))
+    def _leave_unless_stopped(
+        self, job_id: str, reason: str, change: Callable[[JobStatus], JobStatus]
+    ) -> None:
+        """Let a job go; one whose stop was accepted, up to this moment, is stopped instead."""
+        self._leave(
+            job_id, lambda s: s.moved("stopped", reason) if s.state == "stopping" else change(s)
+        )
 
     def _leave(self, job_id: str, change: Callable[[JobStatus], JobStatus]) -> None:
-        """Let a job go from the cluster; on storage first, as the cluster may not answer."""
+        """Let a job go from the cluster; on storage first, as the cluster may not answer.
+
+        Args:
+            job_id: Which one.
+            change: What becomes of it; called with the store's lock held, so that nobody changes
+                the job between the look and the deed.
+        """
         name = submission_id(job_id, self.store.status(job_id).last.attempt)
         self._stopping_since.pop(job_id, None)
         self._left.append((time.monotonic(), self.store.spec(job_id).needs))
@@ -294,3 +303,8 @@ class Dispatcher:
 def submission_id(job_id: str, attempt: int) -> str:
     """Return the name of a try on the cluster."""
     return f"{job_id}-{attempt:04d}"
+
+
+def _requeued(status: JobStatus, reason: str, **changes: Any) -> JobStatus:
+    """Return the status of a job that waits for another try."""
+    return status.moved("queued", reason, is_submitted=False, **changes)

@@ -13,6 +13,7 @@ from service.jobs.models import (
     Estimate,
     Job,
     JobSpec,
+    JobStatus,
     Needs,
     SearchRequest,
     now,
@@ -145,16 +146,9 @@ class JobManager:
             NoSuchJob: There is no such job.
             Conflict: It has ended.
         """
-        self.store.spec(job_id)
-        queued = self.store.change(
-            job_id, {"queued"}, lambda s: s.moved("stopped", "stopped before it started")
-        )
-        if queued is None:
-            self.store.change(
-                job_id, {"starting", "running"}, lambda s: s.moved("stopping", "stop was asked for")
-            )
+        changed = self.store.change(job_id, {"queued", "starting", "running"}, _stopped)
         state = self.store.status(job_id).state
-        if state in ENDED and queued is None:
+        if state in ENDED and changed is None:
             raise Conflict(f"only a job that has not ended can be stopped, this one is {state}")
         self.dispatcher.wake()
         return self.store.job(job_id)
@@ -197,3 +191,10 @@ class JobManager:
     def cluster(self) -> ClusterInfo:
         """Return the cluster as it was last seen."""
         return self.dispatcher.info()
+
+
+def _stopped(status: JobStatus) -> JobStatus:
+    """Return what a stop makes of a job that has not ended."""
+    if status.state == "queued":
+        return status.moved("stopped", "stopped before it started")
+    return status.moved("stopping", "stop was asked for")

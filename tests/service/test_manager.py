@@ -168,6 +168,52 @@ def test_a_job_that_was_stopped_is_not_retried(service: Service):
     assert service.state(job_id) == "stopped"
 
 
+@pytest.mark.usefixtures("_no_pauses")
+@pytest.mark.parametrize("how", ["failed", "no_room", "refused", "is gone"])
+def test_a_stop_that_comes_while_a_failure_is_dealt_with_is_not_lost(
+    service: Service, how: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The stop is accepted after the dispatcher has looked and before it has written."""
+    job_id = started(service, max_retries=3)
+    change, answers = service.store.change, []
+
+    def stop_first(*arguments: Any) -> JobStatus | None:
+        monkeypatch.setattr(service.store, "change", change)
+        answers.append(service.manager.stop(job_id).state)
+        return change(*arguments)
+
+    monkeypatch.setattr(service.store, "change", stop_first)
+    if how == "is gone":
+        service.cluster.drivers.clear()
+    else:
+        service.say(job_id, "ended", how, "a stage died")
+    service.tick()
+    assert answers == ["stopping"]
+    service.tick()
+    assert history(service, job_id) == ["queued", "starting", "stopping", "stopped"]
+
+
+def test_a_stop_is_not_lost_to_a_retry_that_begins_meanwhile(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    job_id = started(service, max_retries=3)
+    service.say(job_id, "ended", "failed", "a stage died")
+    change = service.store.change
+
+    def retried_meanwhile(*arguments: Any) -> JobStatus | None:
+        """Where the stop found nothing to change, the dispatcher goes round before it looks on."""
+        changed = change(*arguments)
+        if changed is None:
+            monkeypatch.setattr(service.store, "change", change)
+            service.tick()
+        return changed
+
+    monkeypatch.setattr(service.store, "change", retried_meanwhile)
+    service.manager.stop(job_id)
+    service.tick()
+    assert service.state(job_id) == "stopped"
+
+
 def test_a_stopped_job_goes_on_as_another_attempt(service: Service):
     job_id = started(service)
     with pytest.raises(Conflict, match="only a stopped or failed job"):
