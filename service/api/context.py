@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
+from anyio import CapacityLimiter
 from fastapi import Depends, HTTPException, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -15,6 +16,8 @@ from service.api.telemetry import Telemetry
 from service.jobs.manager import JobManager
 from service.jobs.models import JobSpec
 from service.jobs.store import JobStore
+
+_MOST_PLANNING = 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Context:
     settings: ApiSettings
     telemetry: Telemetry
     limiter: RateLimiter
+    planning: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MOST_PLANNING))
+    """Threads of requests that may wait for the planner, so that they never take up all others."""
     num_streams: int = 0
     is_closing: bool = field(default=False)
 

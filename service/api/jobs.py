@@ -7,6 +7,7 @@ import binascii
 import re
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Body, Header, HTTPException, Query, Response
 
 from laminar.config_file import config_schema
@@ -75,22 +76,24 @@ Key = Annotated[
     "/jobs",
     status_code=201,
     operation_id="submit",
-    responses=responses(409, 413) | {200: {"model": Job, "description": "Submitted before"}},
+    responses=responses(409, 413, 503) | {200: {"model": Job, "description": "Submitted before"}},
 )
-def submit(
+async def submit(
     request: Request, user: Submitter, service: Service, response: Response, key: Key = None
 ) -> Job:
     """Submit a job: 201 with the job, its estimate included; 200 where the key was seen before."""
-    job, is_new = service.manager.submit(request, user.name, key)
+    job, is_new = await to_thread.run_sync(
+        service.manager.submit, request, user.name, key, limiter=service.planning
+    )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
 
 
-@router.post("/estimate", operation_id="estimate", responses=responses(413))
-def estimate(request: Request, user: Submitter, service: Service) -> Estimate:
+@router.post("/estimate", operation_id="estimate", responses=responses(413, 503))
+async def estimate(request: Request, user: Submitter, service: Service) -> Estimate:
     """Check a job as submission does, and say what it would take; nothing is kept."""
-    return service.manager.estimate(request)
+    return await to_thread.run_sync(service.manager.estimate, request, limiter=service.planning)
 
 
 @router.get("/jobs", operation_id="list_jobs")

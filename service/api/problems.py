@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from laminar.config_file import validate_config
 from laminar.errors import UserError
+from service.jobs.estimate import PlannerBusy
 from service.jobs.manager import Conflict, TooManyJobs
 from service.jobs.store import NoSuchJob
 
@@ -73,6 +74,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(TooManyJobs)
     def too_many(request: Request, error: TooManyJobs) -> ProblemResponse:
         return problem(429, str(error), {"Retry-After": "60"})
+
+    @app.exception_handler(PlannerBusy)
+    def busy(request: Request, error: PlannerBusy) -> ProblemResponse:
+        return problem(503, f"{error}; try again", {"Retry-After": "5"})
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> ProblemResponse:

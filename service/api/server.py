@@ -21,7 +21,7 @@ from service.api.app import create_app
 from service.api.auth import Tokens
 from service.api.context import ApiSettings, Context
 from service.jobs.cluster import RayJobs
-from service.jobs.estimate import Planner
+from service.jobs.estimate import Planner, PlannerBusy
 from service.jobs.manager import JobManager
 from service.jobs.only_service import only_service
 from service.jobs.settings import Settings
@@ -190,3 +190,5 @@ def _warm_up(planner: Planner) -> None:
         planner.warm_up()
     except UserError:
         _log.exception("the planner cannot plan the default configuration")
+    except PlannerBusy as error:
+        _log.info("the planner is not warm: %s", error)

@@ -11,10 +11,9 @@ import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from laminar.config import Config
 from laminar.errors import ConfigError
@@ -30,6 +29,8 @@ Value = TypeVar("Value")
 _MEMORY_LIMIT_BYTES = 16 * 10**9
 _IMPORT_S = 600.0
 _TIMEOUT_S = 60.0
+_WAIT_S = 30.0
+"""For a turn. Clients wait 90 s for an answer: this and the work itself."""
 _CACHE_SIZE = 256
 
 PROCESS_BYTES = 700 * 10**6
@@ -43,12 +44,19 @@ START_S = 10.0
 """From admission to the first step, and from the last to the end."""
 
 
+class PlannerBusy(Exception):  # noqa: N818 - what it says
+    """Nothing was found out about the job, by no fault of its own; to be asked again."""
+
+
 class Planner:
     """Plans jobs, one after the other, in a process that is started when first needed."""
 
     def __init__(self) -> None:
+        self._turn = threading.Lock()
+        """Held by whose job is planned, so that nobody's time runs while another's job is."""
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
+        self._is_closed = False
         self._known: OrderedDict[str, Any] = OrderedDict()
 
     def plan(self, config: Config) -> Estimate:
@@ -56,6 +64,7 @@ class Planner:
 
         Raises:
             UserError: It cannot run.
+            PlannerBusy: Others' jobs took too long, or the service is closing.
         """
         # No seed changes whether a job can run, or what it takes; many jobs differ in it alone.
         return self._find(estimate, config.model_copy(update={"seed": 0}).model_dump_json())
@@ -65,56 +74,99 @@ class Planner:
 
         Raises:
             UserError: It cannot run.
+            PlannerBusy: Others' jobs took too long, or the service is closing.
         """
         return self._find(estimate_search, json.dumps(tree))
 
     def _find(self, work: Callable[[str], Value], about: str) -> Value:
-        """Return what is known of something already, or work it out."""
+        """Return what is known of something already, or work it out when it is its turn."""
         key = f"{work.__name__} {about}"
+        if (known := self._recall(key)) is not None:
+            return cast(Value, known)
+        if not self._turn.acquire(timeout=_WAIT_S):
+            raise PlannerBusy(f"other jobs are being planned, for {_WAIT_S:g} s already")
+        try:
+            found = self._recall(key)  # it may have been the same one
+            if found is None:
+                found = self._insist(work, about)
+                self._remember(key, found)
+            return cast(Value, found)
+        finally:
+            self._turn.release()
+
+    def _recall(self, key: str) -> Any:
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
-                known: Value = self._known[key]
-                return known
-        try:
-            found = self._work_out(work, about)
-        except BrokenProcessPool:
-            # Another job may have been what it died of; a second time it is this one.
-            try:
-                found = self._work_out(work, about)
-            except BrokenProcessPool as error:
-                raise _too_large("its planning was killed") from error
+            return self._known.get(key)
+
+    def _remember(self, key: str, found: Any) -> None:
         with self._lock:
             self._known[key] = found
             while len(self._known) > _CACHE_SIZE:
                 self._known.popitem(last=False)
-        return found
+
+    def _insist(self, work: Callable[[str], Value], about: str) -> Value:
+        """Work something out, once more where the process was killed."""
+        try:
+            return self._work_out(work, about)
+        except BrokenProcessPool:
+            # Another program may have used up the memory; a second time it is this job.
+            try:
+                return self._work_out(work, about)
+            except BrokenProcessPool as error:
+                raise _too_large("its planning was killed") from error
 
     def _work_out(self, work: Callable[[str], Value], about: str) -> Value:
+        pool = self._started()
+        try:
+            return pool.submit(work, about).result(_TIMEOUT_S)
+        except (CancelledError, RuntimeError) as error:
+            if self._is_closed:  # which ends the pool under who waits for it
+                raise PlannerBusy("the service is closing") from error
+            if isinstance(error, BrokenProcessPool):
+                self._end(pool)
+            raise
+        except (TimeoutError, MemoryError) as error:
+            self._end(pool)
+            raise _too_large(f"{type(error).__name__} after {_TIMEOUT_S:g} s") from error
+
+    def _started(self) -> ProcessPoolExecutor:
+        """Return the process when it is there: imports take their time, on a busy machine."""
+        pool = self._made()
+        try:
+            pool.submit(_nothing).result(_IMPORT_S)
+        except (TimeoutError, CancelledError, RuntimeError):
+            self._end(pool)  # it may have been killed while it had nothing to do
+            pool = self._made()
+        try:
+            pool.submit(_nothing).result(_IMPORT_S)
+        except (TimeoutError, CancelledError, RuntimeError) as error:
+            self._end(pool)
+            raise PlannerBusy("the process that plans does not start") from error
+        return pool
+
+    def _made(self) -> ProcessPoolExecutor:
         with self._lock:
+            if self._is_closed:
+                raise PlannerBusy("the service is closing")
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(
                     1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
                 )
-            pool = self._pool
-        try:
-            pool.submit(_nothing).result(_IMPORT_S)  # imports take their time, on a busy machine
-            return pool.submit(work, about).result(_TIMEOUT_S)
-        except BrokenProcessPool:
-            self._end(pool)
-            raise
-        except (FutureTimeoutError, MemoryError) as error:
-            self._end(pool)
-            raise _too_large(f"{type(error).__name__} after {_TIMEOUT_S:g} s") from error
+            return self._pool
 
     def warm_up(self) -> None:
         """Let the process import torch before somebody waits for it."""
         self.plan(Config())
 
     def close(self) -> None:
-        """End the process."""
-        if self._pool is not None:
-            self._end(self._pool)
+        """End the process; who waits for it is told to ask again."""
+        with self._lock:
+            self._is_closed = True
+            pool = self._pool
+        if pool is not None:
+            self._end(pool)
 
     def _end(self, pool: ProcessPoolExecutor) -> None:
         with self._lock:

@@ -66,6 +66,7 @@ class JobManager:
 
         Raises:
             UserError: It cannot run, or its versions are not the cluster's.
+            PlannerBusy: Whether it can run is not known yet.
             Conflict: The key was used for something else.
             TooManyJobs: The owner has too many waiting.
         """
@@ -108,6 +109,7 @@ class JobManager:
 
         Raises:
             UserError: It cannot run, or its versions are not the cluster's.
+            PlannerBusy: Whether it can run is not known yet.
         """
         return self._plan(self._checked(request))[1]
 

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from service.client import LaminarClient, ServiceError
-from service.jobs.models import Versions
+from service.jobs.estimate import PlannerBusy
+from service.jobs.models import Config, Estimate, Versions
 from tests.service.conftest import Serve, Served
 from tests.service.scripted_cluster import request
 from tests.tiny import tiny_plan, write_run
@@ -106,6 +107,36 @@ def test_a_mistake_is_one_line_with_its_parts(client: LaminarClient):
     assert error.status == 422
     assert error.rule == "client and service must agree on versions"
     assert "torch 0.1" in str(error.got)
+
+
+def test_a_busy_planner_is_asked_again(
+    served: Served, client: LaminarClient, monkeypatch: pytest.MonkeyPatch
+):
+    """503 with Retry-After, and no job; threads that wait for it leave the others theirs."""
+    may_go, plan = threading.Event(), served.manager._planner.plan
+
+    def wait(config: Config) -> Estimate:
+        may_go.wait(60)
+        raise PlannerBusy("other jobs are being planned")
+
+    monkeypatch.setattr(served.manager._planner, "plan", wait)
+    body = request().model_dump(mode="json")
+    with ThreadPoolExecutor(64) as pool:
+        asked = [pool.submit(httpx.post, f"{served.url}/v1/{path}", json=body, timeout=120)
+                 for path in ("jobs", "estimate") * 32]  # fmt: skip
+        try:
+            time.sleep(0.5)  # for most of them to get there
+            assert httpx.get(f"{served.url}/v1/jobs", timeout=20).json()["jobs"] == []
+            assert httpx.get(f"{served.url}/healthz", timeout=20).text == "ok\n"
+        finally:
+            may_go.set()
+        answers = [future.result() for future in asked]
+    assert {a.status_code for a in answers} == {503}
+    assert {a.headers["retry-after"] for a in answers} == {"5"}
+    assert answers[0].json()["detail"] == "other jobs are being planned; try again"
+    assert served.store.ids() == []
+    monkeypatch.setattr(served.manager._planner, "plan", plan)
+    assert client.submit(request()).state == "queued"
 
 
 def test_an_estimate_keeps_nothing(served: Served, client: LaminarClient):

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from laminar.errors import ConfigError
-from service.jobs.estimate import DRIVER_BYTES, PROCESS_BYTES, START_S, Planner, estimate
+from service.jobs import estimate as estimates
+from service.jobs.estimate import (
+    DRIVER_BYTES,
+    PROCESS_BYTES,
+    START_S,
+    Planner,
+    PlannerBusy,
+    estimate,
+)
 from service.jobs.models import Estimate
+from tests.service.slow_plan import MARK, slow_plan
 from tests.tiny import tiny_config
 
 
@@ -86,6 +98,67 @@ def test_a_process_that_was_killed_is_started_once_more(
         with pytest.raises(ConfigError, match="must be small enough to be planned"):
             planner.plan(tiny_config())
     assert pools.made == 2
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Planner, Path]]:
+    """A planner with a process of its own, without torch, and the file that its slow job leaves."""
+    monkeypatch.setenv(MARK, str(tmp_path / "begun"))
+    monkeypatch.setattr(estimates, "_begin", estimates._nothing)
+    monkeypatch.setattr(estimates, "estimate", slow_plan)
+    planner = Planner()
+    yield planner, tmp_path / "begun"
+    planner.close()
+
+
+def begun(pool: ThreadPoolExecutor, planner: Planner, mark: Path) -> Future[Estimate]:
+    """Begin to plan the slow job, and return when its planning has begun."""
+    future = pool.submit(planner.plan, tiny_config(epochs=99))
+    while not mark.exists():
+        assert not future.done(), future.result()
+        time.sleep(0.01)
+    return future
+
+
+def test_who_waits_behind_a_slow_job_pays_nothing_for_it(
+    slow: tuple[Planner, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(estimates, "_TIMEOUT_S", 3.0)
+    planner, mark = slow
+    with ThreadPoolExecutor(4) as pool:
+        first = begun(pool, planner, mark)
+        behind = [pool.submit(planner.plan, tiny_config(epochs=n)) for n in (1, 2, 3)]
+        with pytest.raises(ConfigError, match="must be small enough to be planned"):
+            first.result()
+        assert [future.result().num_workers for future in behind] == [1, 1, 1]
+
+
+def test_who_would_wait_too_long_is_told_to_come_again(
+    slow: tuple[Planner, Path], monkeypatch: pytest.MonkeyPatch
+):
+    planner, mark = slow
+    known = planner.plan(tiny_config())
+    monkeypatch.setattr(estimates, "_WAIT_S", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        first = begun(pool, planner, mark)
+        with pytest.raises(PlannerBusy, match="other jobs are being planned"):
+            planner.plan(tiny_config(epochs=1))
+        assert planner.plan(tiny_config(seed=3)) == known  # which takes no turn
+        planner.close()
+        with pytest.raises(PlannerBusy, match="the service is closing"):
+            first.result()
+        with pytest.raises(PlannerBusy, match="the service is closing"):
+            planner.plan(tiny_config(epochs=5))
+
+
+def test_a_process_that_died_while_idle_is_started_anew(slow: tuple[Planner, Path]):
+    planner, _ = slow
+    planner.plan(tiny_config())
+    assert planner._pool is not None
+    (process,) = planner._pool._processes.values()
+    process.kill()
+    process.join()
+    assert planner.plan(tiny_config(epochs=1)).num_workers == 1
 
 
 def test_planning_happens_in_another_process():
