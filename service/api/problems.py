@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from laminar.config_file import validate_config
 from laminar.errors import UserError
 from service.jobs.estimate import PlannerBusy
-from service.jobs.manager import Conflict, TooManyJobs
-from service.jobs.store import NoSuchJob
+from service.jobs.manager import Conflict
+from service.jobs.store import NoSuchJob, TooManyJobs
 
 _JSON_KINDS = ("dict", "list", "str", "int", "float", "bool", "nullable")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from laminar.errors import ConfigError
 from service.jobs.cluster import Cluster
 from service.jobs.dispatcher import Dispatcher
@@ -27,10 +29,6 @@ from service.jobs.versions import differences, versions_here
 
 class Conflict(Exception):  # noqa: N818 - what it says
     """The job is in a state in which this cannot be done."""
-
-
-class TooManyJobs(Exception):  # noqa: N818
-    """The user has as many jobs in the queue as one may have."""
 
 
 class JobManager:
@@ -70,23 +68,31 @@ class JobManager:
             Conflict: The key was used for something else.
             TooManyJobs: The owner has too many waiting.
         """
-        request = self._checked(request)
         # Before anything that may refuse: what is sent again was taken already.
         found = self.store.submitted_before(owner, key)
         is_new = False
         if found is None:
             spec = self._spec(request, owner, key)
-            found = self.store.add(spec)
+            found = self.store.add(spec, most_queued=self.settings.max_queued_per_user)
             is_new = found is spec
-        if found.request != request:
+        if not is_new and not self._is_of(request, found):
             raise Conflict(f"the idempotency key was used before for another job, {found.id}")
         self.dispatcher.wake()
         return self.store.job(found.id), is_new
 
-    def _spec(self, request: AnyRequest, owner: str, key: str | None) -> JobSpec:
-        queued = self.store.num_queued(owner)
-        if queued >= self.settings.max_queued_per_user:
-            raise TooManyJobs(f"{owner} has {queued} queued jobs, the most allowed")
+    def _is_of(self, request: AnyRequest, spec: JobSpec) -> bool:
+        """Whether a job was made of such a request, whatever has become of versions and paths."""
+        if spec.sent == _digest(request):
+            return True
+        try:
+            return spec.request == self._confined(request)
+        except ConfigError:
+            return False
+
+    def _spec(self, sent: AnyRequest, owner: str, key: str | None) -> JobSpec:
+        request = self._checked(sent)
+        # `add` counts again; who has no place need not wait for the planner.
+        self.store.check_place(owner, self.settings.max_queued_per_user)
         needs, estimate = self._plan(request)
         return JobSpec(
             id=make_id(at := now()),
@@ -96,6 +102,7 @@ class JobManager:
             needs=needs,
             estimate=estimate,
             idempotency_key=key,
+            sent=_digest(sent),
             versions=self._own,
         )
 
@@ -114,8 +121,11 @@ class JobManager:
         return self._plan(self._checked(request))[1]
 
     def _checked(self, request: AnyRequest) -> AnyRequest:
-        """Return the request with its paths resolved and what was compared left out."""
         self._check_versions(request)
+        return self._confined(request)
+
+    def _confined(self, request: AnyRequest) -> AnyRequest:
+        """Return the request with its paths resolved and what was compared left out."""
         roots = self.settings.data_roots
         if isinstance(request, SearchRequest):
             if not self.store.storage.is_local:
@@ -185,10 +195,9 @@ class JobManager:
             NoSuchJob: There is no such job.
             Conflict: It has not ended.
         """
-        state = self.store.status(job_id).state
-        if state not in ENDED:
+        if not self.store.remove(job_id, ENDED):
+            state = self.store.status(job_id).state
             raise Conflict(f"only a job that has ended can be deleted, this one is {state}")
-        self.store.remove(job_id)
 
     def cluster(self) -> ClusterInfo:
         """Return the cluster as it was last seen."""
@@ -200,3 +209,9 @@ def _stopped(status: JobStatus) -> JobStatus:
     if status.state == "queued":
         return status.moved("stopped", "stopped before it started")
     return status.moved("stopping", "stop was asked for")
+
+
+def _digest(request: AnyRequest) -> str:
+    """Return what tells one request from another, versions apart."""
+    content = request.model_copy(update={"versions": None}).model_dump_json()
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -176,6 +176,8 @@ class JobSpec(FrozenModel):
     needs: Needs
     estimate: Estimate | None = None
     idempotency_key: str | None = None
+    sent: str | None = None
+    """SHA-256 of the request as it came, to know it again whatever its paths lead to by then."""
     versions: Versions = Versions()
     """The service's, which the cluster's must equal when the job starts."""
 

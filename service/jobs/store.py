@@ -5,11 +5,13 @@ STORAGE/job-.../job.json             what was asked for; its being there makes i
                 attempts/0001.json   what the driver of a try says; only that driver writes it
                 log.txt              what the drivers of all tries printed
                 run/                 the run directory, or the folder of a search
+STORAGE/deleted/job-...             is being deleted: a service that is killed meanwhile goes on
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import threading
 from collections import Counter
@@ -33,6 +35,8 @@ from service.jobs.models import (
     Transition,
 )
 
+_log = logging.getLogger("laminar.service")
+
 Model = TypeVar("Model", bound=BaseModel)
 Value = TypeVar("Value")
 
@@ -40,6 +44,7 @@ _NUM_LOCKS = 64
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: no letter looks like another digit
 
 SPEC, STATUS, LOG, RUN = "job.json", "status.json", "log.txt", "run"
+_DELETED = "deleted"
 
 
 def attempt_file(attempt: int) -> str:
@@ -55,6 +60,10 @@ def make_id(at: datetime) -> str:
 
 class NoSuchJob(KeyError):  # noqa: N818 - what it says
     """There is no job of this name, or no longer."""
+
+
+class TooManyJobs(Exception):  # noqa: N818
+    """The user has as many jobs in the queue as one may have."""
 
 
 class JobStore:
@@ -79,9 +88,21 @@ class JobStore:
         self._notes: dict[str, str] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._ended: Counter[State] = Counter()
+        self._coming: Counter[str] = Counter()
+        """How many jobs of each owner are on their way to storage."""
         self.unreadable: list[str] = []
         """Folders that look like jobs and cannot be read."""
+        self._finish_deletions()
         self._load()
+
+    def _finish_deletions(self) -> None:
+        """Delete what a service that was killed meanwhile had begun to."""
+        for job_id in filter(JOB_ID.fullmatch, self.storage.names(_DELETED)):
+            try:
+                self.storage.remove_file(f"{job_id}/{SPEC}")
+                self._remove_files(job_id)
+            except OSError:
+                _log.exception("the files of %s, which was deleted, cannot be", job_id)
 
     def _load(self) -> None:
         for name in self.storage.names():
@@ -90,7 +111,8 @@ class JobStore:
             try:
                 spec = self._read(f"{name}/{SPEC}", JobSpec)
                 if spec is None:
-                    continue  # what a deletion that was cut short has left
+                    _log.warning("the folder %s has no %s, and is no job", name, SPEC)
+                    continue
                 status = self._read(f"{name}/{STATUS}", JobStatus) or _initial(spec)
             except ValidationError:
                 self.unreadable.append(name)
@@ -115,27 +137,41 @@ class JobStore:
             if spec.idempotency_key is not None:
                 self._keys[spec.owner, spec.idempotency_key] = spec.id
 
-    def add(self, spec: JobSpec) -> JobSpec:
+    def add(self, spec: JobSpec, *, most_queued: int | None = None) -> JobSpec:
         """Add a job, on storage when this returns.
+
+        Args:
+            spec: What was asked for.
+            most_queued: Jobs that its owner may have in the queue; None is any number.
 
         Returns:
             The spec; or, where the owner has submitted with this key before, the one of then.
+
+        Raises:
+            TooManyJobs: The owner has so many.
         """
         key = spec.idempotency_key
         if key is None:
-            self._add(spec)
+            self._add(spec, most_queued)
             return spec
         with self._adding[hash((spec.owner, key)) % _NUM_LOCKS]:
             with self._lock:
                 before = self._keys.get((spec.owner, key))
                 if before is not None:
                     return self._specs[before]
-            self._add(spec)
+            self._add(spec, most_queued)
             return spec
 
-    def _add(self, spec: JobSpec) -> None:
-        self.storage.write(f"{spec.id}/{SPEC}", spec.model_dump_json(indent=1).encode())
-        self._remember(spec, _initial(spec))
+    def _add(self, spec: JobSpec, most_queued: int | None) -> None:
+        with self._lock:
+            self.check_place(spec.owner, most_queued)
+            self._coming[spec.owner] += 1
+        try:
+            self.storage.write(f"{spec.id}/{SPEC}", spec.model_dump_json(indent=1).encode())
+            self._remember(spec, _initial(spec))
+        finally:
+            with self._lock:
+                self._coming[spec.owner] -= 1
 
     def submitted_before(self, owner: str, key: str | None) -> JobSpec | None:
         """Return what somebody submitted with this key, if anything."""
@@ -169,13 +205,21 @@ class JobStore:
             found = self._statuses.items()
             return sorted(i for i, s in found if states is None or s.state in states)
 
-    def num_queued(self, owner: str) -> int:
-        """Return how many jobs of somebody wait."""
+    def check_place(self, owner: str, most_queued: int | None) -> None:
+        """Refuse somebody who may have no further job in the queue.
+
+        Raises:
+            TooManyJobs: There are as many, those that are just coming included.
+        """
+        if most_queued is None:
+            return
         with self._lock:
-            return sum(
+            queued = self._coming[owner] + sum(
                 status.state == "queued" and self._specs[job_id].owner == owner
                 for job_id, status in self._statuses.items()
             )
+        if queued >= most_queued:
+            raise TooManyJobs(f"{owner} has {queued} queued jobs, the most allowed")
 
     def counts(self) -> Counter[State]:
         """Return how many jobs are in each state."""
@@ -233,17 +277,32 @@ class JobStore:
                 self._reports[job_id] = report
         return report
 
-    def remove(self, job_id: str) -> None:
-        """Delete a job and all its files; what makes it a job goes first."""
-        with self._changing, self._lock:
-            spec = self.spec(job_id)
-            del self._specs[job_id]
-            for found in (self._statuses, self._reports, self._notes):
-                found.pop(job_id, None)
-            if spec.idempotency_key is not None:
-                self._keys.pop((spec.owner, spec.idempotency_key), None)
-        self.storage.remove_file(f"{job_id}/{SPEC}")
+    def remove(self, job_id: str, expected: Collection[State]) -> bool:
+        """Delete a job and all its files if it is in one of the expected states.
+
+        What makes it a job goes first, in the same moment for all other methods.
+
+        Returns:
+            Whether it was in one of them.
+        """
+        with self._changing:
+            if self.status(job_id).state not in expected:
+                return False
+            with contextlib.suppress(OSError):  # on a full disk, where room is to be made
+                self.storage.write(f"{_DELETED}/{job_id}", b"")
+            self.storage.remove_file(f"{job_id}/{SPEC}")
+            with self._lock:
+                spec = self._specs.pop(job_id)
+                for found in (self._statuses, self._reports, self._notes):
+                    found.pop(job_id, None)
+                if spec.idempotency_key is not None:
+                    self._keys.pop((spec.owner, spec.idempotency_key), None)
+        self._remove_files(job_id)
+        return True
+
+    def _remove_files(self, job_id: str) -> None:
         self.storage.remove(job_id)
+        self.storage.remove_file(f"{_DELETED}/{job_id}")
 
     def summary(self, job_id: str) -> JobSummary:
         """Return a job's row."""

@@ -14,9 +14,10 @@ from laminar.errors import ConfigError
 from laminar.storage import Storage
 from service.jobs import dispatcher, entry
 from service.jobs.dispatcher import submission_id
-from service.jobs.manager import Conflict, TooManyJobs
+from service.jobs.manager import Conflict
 from service.jobs.models import AttemptReport, JobStatus, Versions
 from service.jobs.settings import Settings
+from service.jobs.store import TooManyJobs
 from service.jobs.versions import differences, versions_here
 from tests.service.scripted_cluster import VERSIONS, ScriptedCluster, Service, request
 from tests.tiny import tiny_config
@@ -168,52 +169,6 @@ def test_a_job_that_was_stopped_is_not_retried(service: Service):
     assert service.state(job_id) == "stopped"
 
 
-@pytest.mark.usefixtures("_no_pauses")
-@pytest.mark.parametrize("how", ["failed", "no_room", "refused", "is gone"])
-def test_a_stop_that_comes_while_a_failure_is_dealt_with_is_not_lost(
-    service: Service, how: str, monkeypatch: pytest.MonkeyPatch
-):
-    """The stop is accepted after the dispatcher has looked and before it has written."""
-    job_id = started(service, max_retries=3)
-    change, answers = service.store.change, []
-
-    def stop_first(*arguments: Any) -> JobStatus | None:
-        monkeypatch.setattr(service.store, "change", change)
-        answers.append(service.manager.stop(job_id).state)
-        return change(*arguments)
-
-    monkeypatch.setattr(service.store, "change", stop_first)
-    if how == "is gone":
-        service.cluster.drivers.clear()
-    else:
-        service.say(job_id, "ended", how, "a stage died")
-    service.tick()
-    assert answers == ["stopping"]
-    service.tick()
-    assert history(service, job_id) == ["queued", "starting", "stopping", "stopped"]
-
-
-def test_a_stop_is_not_lost_to_a_retry_that_begins_meanwhile(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-):
-    job_id = started(service, max_retries=3)
-    service.say(job_id, "ended", "failed", "a stage died")
-    change = service.store.change
-
-    def retried_meanwhile(*arguments: Any) -> JobStatus | None:
-        """Where the stop found nothing to change, the dispatcher goes round before it looks on."""
-        changed = change(*arguments)
-        if changed is None:
-            monkeypatch.setattr(service.store, "change", change)
-            service.tick()
-        return changed
-
-    monkeypatch.setattr(service.store, "change", retried_meanwhile)
-    service.manager.stop(job_id)
-    service.tick()
-    assert service.state(job_id) == "stopped"
-
-
 def test_a_stopped_job_goes_on_as_another_attempt(service: Service):
     job_id = started(service)
     with pytest.raises(Conflict, match="only a stopped or failed job"):
@@ -275,6 +230,40 @@ def test_only_what_has_ended_can_be_deleted(service: Service):
     assert service.store.ids() == []
 
 
+@pytest.mark.parametrize("when", ["before the job is gone", "with half of its files"])
+def test_a_deletion_that_was_cut_short_is_finished_at_the_next_start(
+    service: Service, when: str, monkeypatch: pytest.MonkeyPatch
+):
+    job_id, other = service.submit(), service.submit()
+    service.run(job_id).mkdir()
+    service.manager.stop(job_id)
+
+    def killed(*_: Any) -> None:
+        raise SystemExit
+
+    method = "remove_file" if when == "before the job is gone" else "remove"
+    monkeypatch.setattr(service.store.storage, method, killed)
+    with pytest.raises(SystemExit):
+        service.manager.delete(job_id)
+    assert service.run(job_id).exists()
+    service.restart()
+    assert service.store.ids() == [other]
+    assert not (service.folder / job_id).exists()
+    assert list((service.folder / "deleted").iterdir()) == []
+
+
+def test_a_folder_that_is_no_job_is_told_and_left_alone(
+    service: Service, caplog: pytest.LogCaptureFixture
+):
+    job_id = service.submit()
+    (service.folder / job_id / "job.json").unlink()
+    service.run(job_id).mkdir()
+    service.restart()
+    assert service.store.ids() == []
+    assert f"{job_id} has no job.json" in caplog.text
+    assert service.run(job_id).exists()
+
+
 def test_the_same_key_is_the_same_job_even_after_a_restart(service: Service):
     first = service.submit(key="k")
     assert service.submit(key="k") == first
@@ -293,6 +282,26 @@ def test_a_person_has_a_place_in_the_queue_and_no_more(tmp_path: Path):
         service.submit()
     assert service.submit(key="k") == first  # sent again, it takes no further place
     service.submit(owner="bob")
+
+
+def test_what_was_taken_is_known_again_whatever_has_changed_since(tmp_path: Path):
+    """Sent again after the cluster's upgrade, or after its data was moved."""
+    root = tmp_path / "data"
+    (root / "set").mkdir(parents=True)
+    service = Service(tmp_path / "jobs", ScriptedCluster((2, 0)), data_roots=(root,))
+    config = tiny_config().model_dump(mode="json") | {"data": {"name": "mnist", "root": "set"}}
+    sent = request(config=config, versions=versions_here())
+    job, _ = service.manager.submit(sent, "ada", "k")
+    service.cluster.known_versions = versions_here().model_copy(update={"torch": "1.0"})
+    service.tick()
+    assert service.manager.submit(sent, "ada", "k") == (service.store.job(job.id), False)
+    (root / "set").rename(root / "other")
+    (root / "set").symlink_to("/etc")
+    assert service.manager.submit(sent, "ada", "k")[0].id == job.id
+    with pytest.raises(Conflict, match=job.id):
+        service.manager.submit(sent.model_copy(update={"priority": 7}), "ada", "k")
+    with pytest.raises(ConfigError, match="must agree on versions"):
+        service.manager.submit(sent, "ada", "another key")
 
 
 def test_versions_are_compared_with_the_cluster(service: Service):

@@ -133,7 +133,7 @@ def test_a_service_finds_all_about_its_jobs_again(storage: Storage, tmp_path: Pa
     assert opened is not None
     with opened[0] as file:
         assert len(file.read()) == opened[1] == 26
-    again.remove(spec.id)
+    assert again.remove(spec.id, {"starting"})
     assert JobStore(storage).ids() == []
 
 
