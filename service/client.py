@@ -120,7 +120,7 @@ class LaminarClient:
     def wait(
         self, job_id: str, *, poll_s: float = 1.0, callback: Callable[[Job], None] | None = None
     ) -> Job:
-        """Return the job when it has ended.
+        """Return the job when it has ended; wait for a service that is started again meanwhile.
 
         Args:
             job_id: Which one.
@@ -128,7 +128,7 @@ class LaminarClient:
             callback: Called with what each look finds.
         """
         while True:
-            job = self.job(job_id)
+            job = self._connection.ask(Job, "GET", _path(job_id), is_patient=True)
             if callback is not None:
                 callback(job)
             if job.state in ENDED:

@@ -22,6 +22,8 @@ _NUM_TRIES = 4
 _NUM_FOLLOW_TRIES = 120  # a minute: a service that is being upgraded comes again
 _PAUSE_S = 0.5
 _RETRIED = (429, 502, 503, 504)
+_AWAY = (502, 503, 504)
+"""What a proxy answers while the service behind it is started again."""
 _LONGEST_PAUSE_S = 10.0
 
 Model = TypeVar("Model")
@@ -108,9 +110,19 @@ class Connection:
                 status=answer.status_code,
             ) from error
 
-    def request(self, method: str, path: str, **named: Any) -> httpx.Response:
-        """Send a request, again where it may have been lost; all of ours may be repeated."""
-        for is_last in (False,) * (_NUM_TRIES - 1) + (True,):
+    def request(
+        self, method: str, path: str, *, is_patient: bool = False, **named: Any
+    ) -> httpx.Response:
+        """Send a request, again where it may have been lost; all of ours may be repeated.
+
+        Args:
+            method: Of HTTP.
+            path: At the service.
+            is_patient: Wait as long as `follow` does for a service that is started again.
+            named: What httpx takes.
+        """
+        num_tries = _NUM_FOLLOW_TRIES if is_patient else _NUM_TRIES
+        for is_last in (False,) * (num_tries - 1) + (True,):
             try:
                 answer = self._http.request(method, path, **named)
             except httpx.TransportError as error:
@@ -118,7 +130,8 @@ class Connection:
                     raise self._unreachable(error) from error
                 time.sleep(_PAUSE_S)
                 continue
-            pause_s = _pause(answer)
+            is_away = is_patient and answer.status_code in _AWAY
+            pause_s = _PAUSE_S if is_away else _pause(answer)
             if answer.status_code in _RETRIED and pause_s <= _LONGEST_PAUSE_S and not is_last:
                 time.sleep(pause_s)
                 continue
@@ -165,9 +178,13 @@ class Connection:
                         yield event
                         if event.event == "end" and _has_ended(event):
                             return
-            except httpx.TransportError as error:
+            except (httpx.TransportError, ServiceError) as error:
                 num_failures += 1
-                if num_failures >= _NUM_FOLLOW_TRIES:
+                is_last = num_failures >= _NUM_FOLLOW_TRIES
+                if isinstance(error, ServiceError):
+                    if is_last or error.status not in _AWAY:
+                        raise
+                elif is_last:
                     raise self._unreachable(error) from error
             time.sleep(_PAUSE_S)  # the service went; it comes again, and so do we
 

@@ -100,6 +100,39 @@ def test_the_same_key_at_the_same_time_is_one_job(served: Served, client: Lamina
     assert refused.value.status == 409
 
 
+def test_what_a_state_does_not_allow_is_a_conflict(served: Served):
+    def ask(method: str, path: str = "") -> int:
+        answer = httpx.request(method, f"{served.url}/v1/jobs/{job_id}{path}")
+        if answer.status_code == 409:
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert f"this one is {served.state(job_id)}" in answer.json()["detail"]
+        return answer.status_code
+
+    job_id = served.submit()
+    assert [ask("POST", "/resume"), ask("DELETE")] == [409, 409]
+    served.tick()
+    served.say(job_id, "running")
+    served.tick()
+    assert [ask("POST", "/resume"), ask("DELETE")] == [409, 409]
+    assert ask("POST", "/stop") == 202
+    assert [ask("POST", "/resume"), ask("DELETE"), ask("POST", "/stop")] == [409, 409, 202]
+    served.say(job_id, "ended", "succeeded")
+    served.tick()
+    assert [ask("POST", "/resume"), ask("POST", "/stop")] == [409, 409]
+    assert ask("DELETE") == 204
+    assert [ask("POST", "/stop"), ask("POST", "/resume"), ask("DELETE")] == [404, 404, 404]
+
+
+def test_a_full_queue_is_too_many_requests(serve: Serve):
+    served = serve(max_queued_per_user=2)
+    body = request().model_dump(mode="json")
+    answers = [httpx.post(f"{served.url}/v1/jobs", json=body) for _ in range(3)]
+    assert [a.status_code for a in answers] == [201, 201, 429]
+    assert answers[-1].headers["retry-after"] == "60"
+    assert "local has 2 queued jobs" in answers[-1].json()["detail"]
+    assert len(served.store.ids()) == 2
+
+
 def test_a_mistake_is_one_line_with_its_parts(client: LaminarClient):
     with pytest.raises(ServiceError) as refused:
         client.submit(request(versions=Versions(torch="0.1")))
@@ -273,48 +306,3 @@ def test_probes_and_prometheus(served: Served, client: LaminarClient):
     served.cluster.is_reachable = False
     served.tick()
     assert get("readyz").json()["detail"] == "the cluster does not answer"
-
-
-def test_the_client_says_what_is_wrong_with_the_service(tmp_path: Path):
-    with LaminarClient("http://127.0.0.1:1") as client, pytest.raises(ServiceError) as refused:
-        client.job("x")
-    assert "start `laminar serve`" in str(refused.value)
-    with pytest.raises(ServiceError, match="must be a URL"):
-        LaminarClient("127.0.0.1:8484")
-    other = httpx.MockTransport(lambda request: httpx.Response(200, json={"hello": 1}))
-    with (
-        LaminarClient("http://x", transport=other) as client,
-        pytest.raises(ServiceError, match="a Laminar service of this version"),
-    ):
-        client.job("x")
-
-
-def test_the_client_sends_again_what_was_lost_under_the_same_key(tmp_path: Path):
-    keys: list[str] = []
-
-    def answer(received: httpx.Request) -> httpx.Response:
-        keys.append(received.headers["Idempotency-Key"])
-        if len(keys) < 3:
-            raise httpx.ReadError("reset")
-        return httpx.Response(503 if len(keys) == 3 else 404, json={"detail": "gone"})
-
-    with (
-        LaminarClient("http://x", transport=httpx.MockTransport(answer)) as client,
-        pytest.raises(ServiceError, match="gone"),
-    ):
-        client.submit(request())
-    assert len(keys) == 4
-    assert len(set(keys)) == 1
-
-
-@pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil"])
-def test_the_client_writes_nothing_outside_of_its_folder(path: str, tmp_path: Path):
-    def answer(received: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=[{"path": path, "num_bytes": 1}])
-
-    with (
-        LaminarClient("http://x", transport=httpx.MockTransport(answer)) as client,
-        pytest.raises(ServiceError, match="must be inside it"),
-    ):
-        client.download_run("job", tmp_path / "run")
-    assert not list(tmp_path.rglob("evil*"))
