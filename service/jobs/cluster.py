@@ -57,6 +57,9 @@ class Cluster(Protocol):
     def state(self) -> ClusterState:
         """Return its living nodes, and what is in use."""
 
+    def session(self) -> str:
+        """Return the name of its head's life: drivers of another one are gone for good."""
+
     def versions(self) -> Versions | None:
         """Return what runs there, or None while that is being found out."""
 
@@ -113,9 +116,13 @@ class RayJobs:
         used = {kind: float((usage.get(kind) or [0.0])[0]) for kind in ("CPU", "GPU")}
         return ClusterState(nodes, used["CPU"], used["GPU"])
 
+    def session(self) -> str:
+        """Return Ray's name for the session, which every start of a head makes anew."""
+        return str(self._get("/api/version").get("session_name"))
+
     def versions(self) -> Versions | None:
         """Ask once in the life of a head: a job that prints them, as only a process there knows."""
-        session = str(self._get("/api/version").get("session_name"))
+        session = self.session()
         if session != self._session:
             self._session, self._versions = session, None
             self._probe = f"laminar-probe-{uuid.uuid4().hex[:12]}"

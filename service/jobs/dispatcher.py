@@ -150,7 +150,8 @@ class Dispatcher:
                 # It may have said so between the two looks.
                 report = self.store.refresh(job_id)
                 if report is None or report.phase != "ended":
-                    self._lost(job_id, message)
+                    is_lost_head = state == "absent" and self._is_of_another_head(status)
+                    self._lost(job_id, message, is_lost_head=is_lost_head)
                     return
         if report is None:
             self._insist(job_id)
@@ -177,7 +178,10 @@ class Dispatcher:
         except SubmissionRefused as error:
             self._retry_or_fail(job_id, f"the cluster refused it: {error}")
             return
-        self.store.change(job_id, ACTIVE, lambda s: s.model_copy(update={"is_submitted": True}))
+        # Asked for afterwards: a head that comes between is taken for the one that has it, which
+        # may cost a retry; the other way round a retry could be had for nothing.
+        taken = {"is_submitted": True, "session": self._cluster.session()}
+        self.store.change(job_id, ACTIVE, lambda s: s.model_copy(update=taken))
 
     def _insist(self, job_id: str) -> None:
         """Kill a driver that was asked to stop and has not within the grace."""
@@ -205,9 +209,23 @@ class Dispatcher:
         else:
             self._retry_or_fail(job_id, report.reason)
 
-    def _lost(self, job_id: str, message: str) -> None:
+    def _is_of_another_head(self, status: JobStatus) -> bool:
+        """Whether it is certain that the head which took the present try is gone.
+
+        Asked for after the driver was found absent, so that it is no older than that answer.
+        """
+        return status.session is not None and self._cluster.session() != status.session
+
+    def _lost(self, job_id: str, message: str, *, is_lost_head: bool) -> None:
         """Deal with a driver that is gone without a word: killed, or lost with its head."""
-        self._retry_or_fail(job_id, f"its driver is gone without a word: {message}")
+        if not is_lost_head:
+            self._retry_or_fail(job_id, f"its driver is gone without a word: {message}")
+            return
+        reason = "its driver is gone with the cluster's head, which is a new one"
+        later = now() + timedelta(seconds=_RETRY_PAUSE_S)
+        self._leave_unless_stopped(
+            job_id, reason, lambda s: _requeued(s, f"tries again: {reason}", not_before=later)
+        )
 
     def _retry_or_fail(self, job_id: str, reason: str) -> None:
         most = self.store.spec(job_id).request.max_retries

@@ -188,6 +188,8 @@ class JobStatus(FrozenModel):
     history: tuple[Transition, ...]
     is_submitted: bool = False
     """Whether Ray has taken this attempt."""
+    session: str | None = None
+    """The life of the cluster's head in which it has."""
     num_retries: int = 0
     """Used up since the job was last queued by a person."""
     not_before: AwareDatetime | None = None

@@ -44,6 +44,7 @@ class ScriptedCluster:
         self.is_reachable = True
         self.refusal = ""
         self.known_versions: Versions | None = VERSIONS
+        self.head = "session_1"
 
     def _answer(self) -> None:
         if not self.is_reachable:
@@ -52,6 +53,15 @@ class ScriptedCluster:
     def state(self) -> ClusterState:
         self._answer()
         return ClusterState(self.nodes, *self.used)
+
+    def lose_head(self) -> None:
+        """Another head comes in its place, which knows of no driver."""
+        self.drivers.clear()
+        self.head = f"session_{int(self.head.removeprefix('session_')) + 1}"
+
+    def session(self) -> str:
+        self._answer()
+        return self.head
 
     def versions(self) -> Versions | None:
         self._answer()

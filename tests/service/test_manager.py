@@ -122,6 +122,36 @@ def test_failures_are_retried_so_often_and_no_more(service: Service, how: str):
     assert service.cluster.submitted[-1] == submission_id(job_id, 4)
 
 
+@pytest.mark.usefixtures("_no_pauses")
+def test_a_head_that_is_lost_uses_up_no_retry(service: Service):
+    job_id = started(service, max_retries=1)
+    for attempt in (2, 3, 4):
+        service.say(job_id, "running")
+        service.tick()
+        service.cluster.lose_head()
+        if attempt == 3:
+            service.restart()  # which head took it is on storage
+            service.tick()  # a new service first looks at the cluster, then admits
+        else:
+            service.tick()
+        assert service.cluster.submitted[-1] == submission_id(job_id, attempt)
+    status = service.store.status(job_id)
+    assert status.num_retries == 0
+    assert "with the cluster's head" in status.history[-2].reason
+    for state in ("starting", "failed"):  # of the same head each one counts
+        service.cluster.drivers.clear()
+        service.tick()
+        assert service.state(job_id) == state
+
+
+def test_a_job_whose_stop_was_asked_for_is_stopped_by_a_lost_head(service: Service):
+    job_id = started(service)
+    service.manager.stop(job_id)
+    service.cluster.lose_head()
+    service.tick()
+    assert service.state(job_id) == "stopped"
+
+
 def test_a_mistake_of_the_user_is_not_retried(service: Service):
     job_id = started(service, max_retries=5)
     service.say(job_id, "ended", "refused", "batch_size must be smaller")
