@@ -16,7 +16,7 @@ from laminar import __version__
 from service.api import configs, jobs, page, problems, run, timelines, trials
 from service.api.auth import Tokens
 from service.api.context import ApiSettings, Context, Reader, Service
-from service.api.guard import Guard, RateLimiter
+from service.api.guard import Guard, RateLimiter, Throttle
 from service.api.telemetry import Telemetry, TimedRequests
 from service.jobs.manager import JobManager
 
@@ -51,7 +51,6 @@ def create_app(
         tokens,
         settings,
         telemetry,
-        RateLimiter(settings.requests_per_s, settings.burst),
     )
 
     app = FastAPI(
@@ -73,6 +72,8 @@ def create_app(
     page.install(app)
     _add_probes(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    limiter = RateLimiter(settings.requests_per_s, settings.burst)
+    app.add_middleware(Throttle, limiter=limiter, caller=context.caller)
     app.add_middleware(TimedRequests, telemetry=telemetry)
     app.add_middleware(Guard, hosts=settings.hosts)
     return app

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, cast
@@ -9,9 +10,9 @@ from typing import Annotated, cast
 from anyio import CapacityLimiter
 from fastapi import Depends, HTTPException, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
 
 from service.api.auth import LOCAL_USER, Role, Tokens, User
-from service.api.guard import RateLimiter
 from service.api.telemetry import Telemetry
 from service.jobs.manager import JobManager
 from service.jobs.models import JobSpec
@@ -30,6 +31,7 @@ class ApiSettings:
     requests_per_s: float = 50.0
     burst: float = 500.0
     max_streams: int = 200
+    max_streams_per_user: int = 100
     poll_s: float = 0.5
     """Between two looks of a stream at its files."""
     ready_within_s: float = 60.0
@@ -45,16 +47,28 @@ class Context:
     """None lets everybody in, who can only be on this machine then."""
     settings: ApiSettings
     telemetry: Telemetry
-    limiter: RateLimiter
     planning: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MOST_PLANNING))
     """Threads of requests that may wait for the planner, so that they never take up all others."""
-    num_streams: int = 0
+    streams: Counter[str] = field(default_factory=Counter)
+    """Live streams of each user."""
     is_closing: bool = field(default=False)
 
     @property
     def store(self) -> JobStore:
         """The jobs."""
         return self.manager.store
+
+    def user_of(self, token: str | None) -> User | None:
+        """Return whose token this is, None if nobody's; by the file as it is now."""
+        if self.tokens is None:
+            return LOCAL_USER
+        return None if token is None else self.tokens.find(token)
+
+    def caller(self, headers: Headers) -> str | None:
+        """Return who is to be counted for a request, None for a stranger."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        user = self.user_of(token.strip() if scheme.lower() == "bearer" else None)
+        return None if user is None else user.name
 
 
 async def context_of(request: Request) -> Context:
@@ -65,22 +79,15 @@ async def context_of(request: Request) -> Context:
 Service = Annotated[Context, Depends(context_of)]
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `laminar token create`.")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 async def current_user(
-    request: Request,
     service: Service,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    credentials: Credentials,
 ) -> User:
-    """Return who asks, or refuse: 401 without a token that is known, 429 too often."""
-    user = LOCAL_USER if service.tokens is None else None
-    if service.tokens is not None and credentials is not None:
-        user = service.tokens.find(credentials.credentials)
-    address = request.client.host if request.client else ""
-    wait_s = service.limiter.wait_s(f"address {address}" if user is None else f"user {user.name}")
-    if wait_s > 0:
-        retry = {"Retry-After": str(int(wait_s) + 1)}
-        raise HTTPException(429, "too many requests; slow down", retry)
+    """Return who asks, or refuse with 401 without a token that is known."""
+    user = service.user_of(None if credentials is None else credentials.credentials)
     if user is None:
         scheme = {"WWW-Authenticate": "Bearer"}
         raise HTTPException(401, "a token is needed: Authorization: Bearer TOKEN", scheme)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -50,6 +50,35 @@ class RateLimiter:
             while len(self._buckets) > _MOST_KNOWN:
                 self._buckets.popitem(last=False)
             return wait
+
+
+class Throttle:
+    """Answers 429 to who asks too often, whatever for; probes apart.
+
+    Args:
+        app: The application behind it.
+        limiter: Counts.
+        caller: Returns, from a request's headers, the name under which a token's owner is counted;
+            None counts by the address that connects.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limiter: RateLimiter, caller: Callable[[Headers], str | None]
+    ) -> None:
+        self._app, self._limiter, self._caller = app, limiter, caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or let the application answer."""
+        if scope["type"] == "http" and scope["path"] not in _PROBES:
+            name = self._caller(Headers(scope=scope))
+            address = (scope.get("client") or ("",))[0]
+            wait_s = self._limiter.wait_s(f"user {name}" if name else f"address {address}")
+            if wait_s > 0:
+                headers = {"Retry-After": str(int(wait_s) + 1)}
+                answer = problem(429, "too many requests; slow down", headers)
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Guard:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, HTTPException, Query
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from service.api.context import Context, ExistingJob, Service
+from service.api.context import Credentials, ExistingJob, Reader, Service
 from service.api.files import chunks, list_artifacts, list_checkpoints, open_artifact
 from service.api.problems import responses
 from service.api.streams import Follower, first_line_within, read_metrics, tail_log
@@ -30,15 +30,32 @@ LastEventId = Annotated[
 ]
 
 
-async def one_stream(service: Service) -> AsyncIterator[None]:
+async def one_stream(user: Reader, service: Service) -> AsyncIterator[None]:
     """Count a stream while it lasts; refuse one too many."""
-    if service.num_streams >= service.settings.max_streams:
+    settings, streams = service.settings, service.streams
+    if streams.total() >= settings.max_streams:
         raise HTTPException(429, "too many live streams", {"Retry-After": "30"})
-    service.num_streams += 1
+    if streams[user.name] >= settings.max_streams_per_user:
+        detail = f"{user.name} has {streams[user.name]} live streams, the most allowed"
+        raise HTTPException(429, detail, {"Retry-After": "30"})
+    streams[user.name] += 1
     try:
         yield
     finally:
-        service.num_streams -= 1
+        streams[user.name] -= 1
+
+
+async def follower(spec: ExistingJob, service: Service, credentials: Credentials) -> Follower:
+    """Return what follows a job until the service ends, or its listener's token is revoked."""
+    token = None if credentials is None else credentials.credentials
+
+    def is_over() -> bool:
+        return service.is_closing or service.user_of(token) is None
+
+    return Follower(service.store, spec.id, service.settings.poll_s, is_over)
+
+
+JobFollower = Annotated[Follower, Depends(follower)]
 
 
 @router.get("/logs", operation_id="logs", response_class=PlainTextResponse)
@@ -60,6 +77,7 @@ def logs(
 async def follow_logs(
     spec: ExistingJob,
     service: Service,
+    following: JobFollower,
     start: Annotated[int, Query(ge=0, le=2**62, description="Byte to begin at.")] = 0,
     most: Annotated[
         int | None, Query(ge=1, le=2**62, description="Begin at most so many bytes from the end.")
@@ -70,7 +88,7 @@ async def follow_logs(
     if last is None and most is not None:
         begin = await to_thread.run_sync(first_line_within, service.store, spec.id, most)
         start = max(start, begin)
-    async for event in _follower(service, spec.id).logs(start if last is None else last):
+    async for event in following.logs(start if last is None else last):
         yield event
 
 
@@ -90,8 +108,7 @@ def metrics(spec: ExistingJob, service: Service) -> list[dict[str, Any]]:
     dependencies=[Depends(one_stream)],
 )
 async def follow_metrics(
-    spec: ExistingJob,
-    service: Service,
+    following: JobFollower,
     start: Annotated[int, Query(ge=0, le=2**62, description="Lines to leave out.")] = 0,
     last: LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
@@ -99,7 +116,7 @@ async def follow_metrics(
 
     Of a search `state`, `search` and `trial`, a line of its ledger, and `end`.
     """
-    async for event in _follower(service, spec.id).metrics(start if last is None else last):
+    async for event in following.metrics(start if last is None else last):
         yield event
 
 
@@ -140,7 +157,3 @@ def artifact(spec: ExistingJob, service: Service, path: str) -> StreamingRespons
     return StreamingResponse(
         chunks(file, num_bytes), media_type="application/octet-stream", headers=headers
     )
-
-
-def _follower(service: Context, job_id: str) -> Follower:
-    return Follower(service.store, job_id, service.settings.poll_s, lambda: service.is_closing)

@@ -71,14 +71,14 @@ class Follower:
         store: The jobs.
         job_id: Which one.
         poll_s: Seconds between two looks at the files.
-        is_closing: Whether the service is about to end.
+        is_over: Whether to end before the job does; asked before each look.
     """
 
     def __init__(
-        self, store: JobStore, job_id: str, poll_s: float, is_closing: Callable[[], bool]
+        self, store: JobStore, job_id: str, poll_s: float, is_over: Callable[[], bool]
     ) -> None:
         self._store, self._id, self._poll_s = store, job_id, poll_s
-        self._is_closing = is_closing
+        self._is_over = is_over
 
     async def logs(self, offset: int) -> AsyncIterator[ServerSentEvent]:
         """Yield the log from a byte on; an event's id is where the next one begins.
@@ -131,7 +131,7 @@ class Follower:
 
     async def _looks(self) -> AsyncIterator[bool]:
         """Yield whenever it is time to look, a last time, saying so, after the job's end."""
-        while not self._is_closing():
+        while not self._is_over():
             try:
                 is_last = self._store.status(self._id).state in ENDED
             except NoSuchJob:

@@ -297,6 +297,46 @@ def test_a_token_is_kept_as_a_hash_and_can_be_revoked_while_it_is_served(
         file.revoke(identifier)
 
 
+@pytest.mark.parametrize("path", ["logs/events", "metrics/events"])
+def test_revoking_a_token_ends_its_streams(
+    serve: Serve, tokens: tuple[Tokens, dict[str, str]], path: str
+):
+    file, secret = tokens
+    served = serve(file)
+    job_id = served.submit()
+    log = served.folder / job_id / "log.txt"
+    log.write_text("before\n")
+    url = f"{served.url}/v1/jobs/{job_id}/{path}"
+    with (
+        httpx.stream("GET", url, headers=bearer(secret["reader"]), timeout=20) as gone,
+        httpx.stream("GET", url, headers=bearer(secret["bob"]), timeout=20) as kept,
+    ):
+        lines, others = gone.iter_lines(), kept.iter_lines()
+        assert next(lines).startswith("event: ")
+        Tokens(file.path).revoke(next(t.id for t in file.read() if t.user.name == "reader"))
+        rest = [line for line in lines if line.startswith(("event", "data"))]
+        assert rest[-2:] == ["event: end", 'data: {"state": "queued"}']  # as at a service's end
+        assert httpx.get(url, headers=bearer(secret["reader"])).status_code == 401
+        served.manager.stop(job_id)
+        found = [line for line in others if line.startswith(("event", "data"))]
+        assert found[-2:] == ["event: end", 'data: {"state": "stopped"}']
+
+
+def test_a_person_has_a_share_of_the_streams(serve: Serve, tokens: tuple[Tokens, dict[str, str]]):
+    file, secret = tokens
+    served = serve(file, max_streams_per_user=1)
+    job_id = served.submit()
+    url = f"{served.url}/v1/jobs/{job_id}/logs/events"
+    with httpx.stream("GET", url, headers=bearer(secret["ada"])) as first:
+        assert first.status_code == 200
+        refused = httpx.get(url, headers=bearer(secret["ada"]))
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+        assert "ada has 1 live streams" in refused.json()["detail"]
+        with httpx.stream("GET", url, headers=bearer(secret["bob"])) as second:
+            assert second.status_code == 200
+            served.manager.stop(job_id)
+
+
 def test_a_file_of_tokens_that_others_can_write_is_refused(tmp_path: Path):
     file = Tokens(tmp_path / "tokens.json")
     file.create(User(name="ada", role="admin"))
@@ -366,6 +406,37 @@ def test_floods_are_slowed_down(serve: Serve, tokens: tuple[Tokens, dict[str, st
     assert codes == [200] * 3 + [429] * 2  # neither do strangers use up what is hers
     answer = httpx.get(url, headers=bearer(secret["ada"]))
     assert int(answer.headers["retry-after"]) > 50
+
+
+FLOODS: list[tuple[str, str, dict[str, Any], int]] = [
+    ("no JSON", "v1/jobs", {"content": b"{", "method": "POST"}, 400),
+    ("too large", "v1/jobs", {"content": b" " * 300_000, "method": "POST"}, 413),
+    ("no such route", "nowhere", {}, 404),
+    ("a file of the page", "static/app.js", {}, 200),
+    ("the API's description", "openapi.json", {}, 200),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "named", "status"), FLOODS)
+def test_whatever_is_asked_for_counts(
+    serve: Serve,
+    tokens: tuple[Tokens, dict[str, str]],
+    name: str,
+    path: str,
+    named: dict[str, Any],
+    status: int,
+):
+    served = serve(tokens[0], requests_per_s=0.01, burst=3)
+    named = {"method": "GET", "headers": {"Content-Type": "application/json"}} | named
+    answers = [httpx.request(url=f"{served.url}/{path}", **named) for _ in range(5)]
+    assert [a.status_code for a in answers] == [status] * 3 + [429] * 2
+    assert is_problem(answers[-1])
+    assert answers[-1].headers["x-content-type-options"] == "nosniff"
+    for probe in ("healthz", "healthz", "healthz", "healthz"):
+        assert httpx.get(f"{served.url}/{probe}").status_code == 200
+    root = bearer(tokens[1]["root"])  # a person is counted apart from strangers
+    metrics = httpx.get(f"{served.url}/metrics", headers=root).text
+    assert 'route="unknown",status="429"} 2.0' in metrics
 
 
 def test_the_bucket_refills():
