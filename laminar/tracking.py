@@ -21,6 +21,8 @@ from laminar.event_log import epoch_scalars
 from laminar.run_directory import RunDirectory
 from laminar.trackers import ENVIRONMENT, TRACKERS, Outcome, Tracker
 
+_MOST_CHARACTERS = 300
+
 
 class Told(BaseModel):
     """What is kept of a tracker between two starts of a run."""
@@ -141,7 +143,7 @@ class Tracking:
             self._remember()
 
     def _refuse_or_warn(self, key: str, error: Exception) -> None:
-        text = _described(error)
+        text = described(error)
         if self._is_new and key not in self._open:
             raise ConfigError(
                 f"tracking.{key} must lead to a place that can be written to",
@@ -175,7 +177,7 @@ class Tracking:
                     self._safe[tracker.key] = self._told[tracker.key].num_epochs
                     self._remember()
                 except Exception as error:
-                    text = _described(error)
+                    text = described(error)
                     self._warn(f"{tracker.key} does not know that the run has {outcome}: {text}")
         self._open.clear()
 
@@ -199,9 +201,10 @@ def _read_told(run: RunDirectory) -> dict[str, Told]:
         ) from error
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
     """Return an error's first line, without what a store's address may hold of passwords."""
     lines = str(error).splitlines()
-    text = f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    return text.replace(uri, "the store of MLFLOW_TRACKING_URI") if uri else text
+    text = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        text = text.replace(uri, "the store of MLFLOW_TRACKING_URI")
+    return text[:_MOST_CHARACTERS]  # cut last: half of an address is not found

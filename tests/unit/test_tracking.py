@@ -24,7 +24,7 @@ from laminar.errors import ConfigError
 from laminar.event_log import epoch_scalars
 from laminar.run_directory import RunDirectory
 from laminar.trackers import check_trackers, flat
-from laminar.tracking import Tracking
+from laminar.tracking import Tracking, described
 
 MLFLOW = {"mlflow": {"experiment": "digits"}}
 WANDB = {"wandb": {"project": "digits"}}
@@ -221,6 +221,16 @@ def test_a_server_that_does_not_answer(
     assert len(run.warnings) == 1
 
 
+def test_a_message_is_cut_after_its_passwords_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    uri = "http://someone:secret@host.example:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for num_before in range(260, 300):  # the cut goes through every part of the address
+        text = described(OSError("x" * num_before + uri + "y" * 100))
+        assert len(text) == 300
+        assert "someone" not in text
+    assert described(OSError(f"no {uri}\nmore")) == "OSError: no the store of MLFLOW_TRACKING_URI"
+
+
 def wandb_records(path: Path) -> list[Any]:
     """Return the records of an offline file: a log of LevelDB's form behind seven bytes.
 
@@ -291,7 +301,7 @@ import os, sys
 from pathlib import Path
 from laminar.config import Config
 from laminar.run_directory import RunDirectory
-from laminar.tracking import Tracking
+from laminar.tracking import Tracking, described
 import psutil
 config = Config.model_validate({"tracking": {"wandb": {}}})
 run = RunDirectory(Path(sys.argv[1]))
