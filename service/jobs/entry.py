@@ -232,8 +232,7 @@ def _trainer(folder: Path, request: JobRequest, run: Any, callback: Any) -> Any:
 
 def check(spec: JobSpec) -> None:
     """Compare versions and paths with what the service saw when it took the job."""
-    from service.jobs.paths import named_paths
-    from service.jobs.searches import search_paths
+    from service.jobs import paths, searches
     from service.jobs.versions import differences, versions_here
 
     odd = differences(spec.versions, versions_here())
@@ -245,9 +244,9 @@ def check(spec: JobSpec) -> None:
         )
     request = spec.request
     if isinstance(request, SearchRequest):
-        named = search_paths(request.search_file)
+        named = searches.search_paths(request.search_file)
     else:
-        named = named_paths(request.config)
+        named = paths.named_paths(request.config)
     for key, path in named:
         if Path(path).resolve() != Path(path):
             raise ConfigError(
@@ -256,6 +255,11 @@ def check(spec: JobSpec) -> None:
                 expected=path,
                 fix="submit the job anew",
             )
+    # Within their data set links are allowed, so that of splits it is asked where they lead now.
+    if isinstance(request, SearchRequest):
+        searches.check_splits(request.search_file)
+    else:
+        paths.check_splits(request.config)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,10 @@ _MOST_SYNTHETIC = 10**7
 
 
 def named_paths(config: Config) -> list[tuple[str, str]]:
-    """Return key and value of everything in a configuration that names a file or folder."""
+    """Return key and value of everything in a configuration that names a file or folder.
+
+    Those within another, the splits of a data set, are for `check_splits`.
+    """
     found = []
     for key, section, field in (
         ("data.root", config.data, "root"),
@@ -50,14 +53,25 @@ def confined(config: Config, roots: Sequence[Path]) -> Config:
     if hasattr(data, "root"):
         root = resolve("data.root", data.root, roots)
         data = data.model_copy(update={"root": str(root)})
-        if isinstance(data, ImageFolderConfig):
-            for key in ("train_split", "test_split"):
-                resolve(f"data.{key}", str(root / getattr(data, key)), [root])
+        config = config.model_copy(update={"data": data})
+        check_splits(config)
     if model.weights is not None:
         model = model.model_copy(
             update={"weights": str(resolve("model.weights", model.weights, roots))}
         )
     return config.model_copy(update={"data": data, "model": model})
+
+
+def check_splits(config: Config) -> None:
+    """Refuse a folder of images that is outside of its data set, links followed.
+
+    Raises:
+        ConfigError: One is.
+    """
+    if isinstance(config.data, ImageFolderConfig):
+        root = Path(config.data.root)
+        for key in ("train_split", "test_split"):
+            resolve(f"data.{key}", str(root / getattr(config.data, key)), [root])
 
 
 def left_out(key: str, value: object) -> ConfigError:

@@ -46,7 +46,7 @@ def confined_search(tree: SearchFile, roots: Sequence[Path]) -> SearchFile:
         ConfigError: It names a file elsewhere, or is no plain data.
     """
     found: SearchFile = _confined(tree, "", roots, 0)
-    _check_splits(found)
+    check_splits(found)
     settings = found.get("search")
     if settings is None:
         settings = {}
@@ -105,8 +105,12 @@ def _texts(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, node
 
 
-def _check_splits(tree: SearchFile) -> None:
-    """Refuse a folder of a data set that is outside of it, whichever of them go together."""
+def check_splits(tree: SearchFile) -> None:
+    """Refuse a folder of a data set that is outside of it, whichever of them go together.
+
+    Raises:
+        ConfigError: One is, or there are too many.
+    """
     texts = list(_texts(tree, ""))
     folders = {value for key, value in texts if key == "root"}
     splits = {(key, value) for key, value in texts if key in _SPLITS}

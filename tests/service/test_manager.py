@@ -16,10 +16,17 @@ from service.jobs import dispatcher, entry
 from service.jobs.dispatcher import submission_id
 from service.jobs.manager import Conflict
 from service.jobs.models import AttemptReport, JobStatus, Versions
+from service.jobs.searches import confined_search
 from service.jobs.settings import Settings
 from service.jobs.store import TooManyJobs
 from service.jobs.versions import differences, versions_here
-from tests.service.scripted_cluster import VERSIONS, ScriptedCluster, Service, request
+from tests.service.scripted_cluster import (
+    VERSIONS,
+    ScriptedCluster,
+    Service,
+    request,
+    search_request,
+)
 from tests.tiny import tiny_config
 
 
@@ -431,4 +438,32 @@ def test_a_run_directory_is_trained_by_what_its_folder_says(service: Service):
     assert isinstance(status, JobStatus)
     spec = service.store.spec(job.id)
     with pytest.raises(ConfigError, match=r"data\.root must lead where it led"):
+        entry.check(spec)
+
+
+@pytest.mark.parametrize("kind", ["train", "search"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_that_leads_out_of_its_data_set_by_now_is_refused(
+    service: Service, split: str, kind: str
+):
+    """One that is a link within it may stay one."""
+    root = service.folder.parent / "data"
+    for name in ("set/2026_train", "set/val", "elsewhere"):
+        (root / name).mkdir(parents=True)
+    (root / "set/train").symlink_to("2026_train")
+    service.settings = Settings(data_roots=(root,))
+    service.restart()
+    data = {"name": "image_folder", "root": "set", "train_split": "train", "test_split": "val"}
+    if kind == "search":
+        tree = {"data": data, "search": {"num_trials": 1}}
+        asked: Any = search_request(confined_search(tree, [root]))
+        spec = service.store.spec(service.submit()).model_copy(update={"request": asked})
+    else:
+        config = tiny_config().model_dump(mode="json") | {"data": data}
+        spec = service.store.spec(service.manager.submit(request(config=config), "ada")[0].id)
+    entry.check(spec)
+    (root / "set" / split).rename(root / "set/old")
+    (root / "set" / split).symlink_to(root / "elsewhere")
+    key = {"train": "train_split", "val": "test_split"}[split]
+    with pytest.raises(ConfigError, match=rf"data\.{key} must be inside a folder"):
         entry.check(spec)
