@@ -31,7 +31,8 @@ test-service: install # on a cluster that answers by script, and its page in Chr
 	$(BIN)/python -m pytest tests/service $(ARGS)
 
 .PHONY: test-load
-# 200 jobs at once on a cluster of two CPUs: 35 minutes and both cores; ARGS='--jobs 20' for fewer.
+# 200 jobs at once to four CPUs of Ray's: 35 minutes of two cores. ARGS='--jobs 20' for fewer,
+# ARGS=--record to keep what came of it in tests/load.
 test-load: install
 	$(BIN)/python -m tests.load.run $(ARGS)
 
