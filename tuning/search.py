@@ -17,6 +17,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.error import TuneError
+from ray.tune.execution import class_cache
 from ray.tune.logger import TBXLoggerCallback
 
 from actors.cluster import machine_resources, node_resources, ray_cluster
@@ -145,7 +146,7 @@ def _run(
         keeper.restore_scheduler()
     is_pbt = isinstance(settings.scheduler, PbtConfig)
     is_single = len(settings.metrics) == 1
-    with _quiet(), _one_line():
+    with _quiet(), _without_credentials(), _one_line():
         tune.run(
             make_trainable(search, folder),
             name=folder.name,
@@ -270,6 +271,20 @@ def _one_line() -> Iterator[None]:
     except TuneError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise RuntimeError(f"the search failed: {lines[-1] if lines else error!r}") from error
+
+
+@contextlib.contextmanager
+def _without_credentials() -> Iterator[None]:
+    """Keep Tune from sending this process's credentials of AWS along with trials.
+
+    Ray writes what is sent so to its logs, and shows it on its dashboard; nodes have their own.
+    """
+    before = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in before if not n.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = before
 
 
 # -- silence ---------------------------------------------------------------------------------------

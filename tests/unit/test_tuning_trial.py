@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
+from ray.tune.execution.class_cache import _ActorClassCache
 
 from actors import RunStopped
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
@@ -24,7 +25,7 @@ from tuning.algorithms import Explore, Suggest, make_sampler, make_scheduler, ma
 from tuning.config import parse_search
 from tuning.ledger import Ledger
 from tuning.room import bundles, check_room, is_one_size
-from tuning.search import Budget
+from tuning.search import Budget, _without_credentials
 from tuning.trial import Lanes, State, prepare, run_folder, summarise
 
 
@@ -239,3 +240,21 @@ def test_configs_of_seeds_differ_in_the_seed_only():
     assert (a.seed, b.seed) == (0, 1)
     assert a == b.model_copy(update={"seed": 0})
     assert a.model_copy(update={"optimizer": tiny_config().optimizer}) == tiny_config()
+
+
+def test_credentials_of_this_process_are_not_sent_along_with_trials(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Ray would write them to its logs."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+
+    def sent(trainable: type) -> dict[str, str]:
+        options = _ActorClassCache().get(trainable)._default_options
+        return dict(options["runtime_env"]["env_vars"])
+
+    with _without_credentials():
+        found = sent(type("One", (), {}))
+    assert found["RAY_TRAIN_V2_ENABLED"] == "1"
+    assert "AWS_SECRET_ACCESS_KEY" not in found
+    assert "AWS_SECRET_ACCESS_KEY" in sent(type("Other", (), {}))
