@@ -10,7 +10,7 @@ import httpx
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "tests",
-    "AWS_SECRET_ACCESS_KEY": "tests",
+    "AWS_SECRET_ACCESS_KEY": "key-of-the-object-store",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 """What a process needs to use it."""

@@ -11,6 +11,6 @@ from tests.end_to_end.deployment import Deployment, deployment
 
 @pytest.fixture(scope="session")
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployment(tmp_path_factory.mktemp("deployed")) as found:
+    with deployment(tmp_path_factory.mktemp("deployed"), has_tokens=True) as found:
         yield found
         assert found.service.terminate() == 0

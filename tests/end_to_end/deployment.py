@@ -4,152 +4,26 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-import psutil
-
 from tests import object_store
 from tests.end_to_end.namespaces import Node, namespaces, why_no_namespaces
+from tests.end_to_end.processes import (
+    REPOSITORY,
+    START_S,
+    ScriptProcess,
+    ServiceProcess,
+    free_port,
+)
 
 BIN = Path(sys.executable).parent
-REPOSITORY = Path(__file__).parents[2]
-SCRIPTS = REPOSITORY / "docker"
-START_S = 240.0
 _NODE_HEALTH = "52365/api/local_raylet_healthz"
-
-
-class ScriptProcess:
-    """A script of `docker/`, which becomes the process that it starts.
-
-    Args:
-        script: Its name.
-        log: Where its output goes.
-        health: Port and path of its health checks.
-        environment: All of it.
-        options: Behind the script.
-        node: Where to run it.
-        hidden: A folder that is another, empty one there.
-    """
-
-    def __init__(
-        self,
-        script: str,
-        log: Path,
-        health: tuple[str, ...],
-        environment: dict[str, str],
-        *options: str,
-        node: Node = Node(),  # noqa: B008 - frozen
-        hidden: Path | None = None,
-    ) -> None:
-        # Each namespace of `ip netns exec` has mounts of its own.
-        hide = ("sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden))
-        script = str(SCRIPTS / script)
-        self._command = [*node.inside, *(hide if hidden else ()), script, *options]
-        self._health = health
-        self._environment, self.log, self._node = environment, log, node
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as file:
-            self.process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                process_group=0,  # out of reach of Ctrl-C, within that of .ci/run
-            )
-
-    def start_again(self) -> None:
-        """Start what ended; of what it started nothing is left."""
-        self._node.clear()
-        self.start()
-
-    def is_alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def wait(self) -> None:
-        """Wait until it is healthy."""
-        deadline = time.monotonic() + START_S
-        while not self.is_healthy():
-            assert self.is_alive(), self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.1)
-
-    def is_healthy(self) -> bool:
-        """Whether its health checks say so; to this process first, which is cheaper."""
-        try:
-            for check in self._health:
-                url = f"http://{self._node.address}:{check}"
-                # To verify, httpx reads all certificates that this machine trusts, at each call.
-                if not httpx.get(url, timeout=5, verify=False).is_success:
-                    return False
-        except httpx.HTTPError:
-            return False
-        ask = [*self._node.inside, str(SCRIPTS / "health.sh")]
-        return all(
-            subprocess.run([*ask, f"http://127.0.0.1:{check}"], env=self._environment).returncode
-            == 0
-            for check in self._health
-        )
-
-    def kill(self) -> None:
-        """As the kernel does when memory is short: no goodbye, and none from its children."""
-        if self.process is None:
-            return
-        family = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
-        # Ray's daemons and jobs leave the group.
-        family += [child for parent in family for child in parent.children(recursive=True)]
-        for member in family:
-            with suppress(psutil.Error):
-                member.kill()
-        self.process.wait()
-
-
-class ServiceProcess(ScriptProcess):
-    """The service, which may be killed and started again on the same storage and port.
-
-    Args:
-        folder: For its log, and for storage unless there is another.
-        environment: All of it.
-        options: Of `laminar serve`.
-        storage: A URI.
-    """
-
-    def __init__(
-        self, folder: Path, environment: dict[str, str], *options: str, storage: str | None = None
-    ) -> None:
-        self.storage, port = folder / "jobs", free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        settings = {
-            "LAMINAR_STORAGE": storage or str(self.storage),
-            "LAMINAR_PORT": str(port),
-            # Ray's own variable names another cluster; ours must win.
-            "RAY_ADDRESS": "192.0.2.1:6379",
-        }
-        super().__init__(
-            "service.sh",
-            folder / "service.log",
-            (f"{port}/healthz",),
-            environment | settings,
-            *options,
-        )
-
-    def terminate(self) -> int:
-        """As `docker stop` does."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
 
 
 @dataclass(frozen=True)
@@ -159,21 +33,26 @@ class Deployment:
     service: ServiceProcess
     nodes: tuple[ScriptProcess, ...]
     """The head first."""
-    why_one_node: str
-    """Why there is only one; empty where there are two."""
+    why_one_machine: str
+    """Why the nodes share this one's network; empty where each has its own."""
     address: str
     """Of this machine, as the nodes see it."""
     environment: dict[str, str]
     """Of services."""
+    ray_files: Path
+    """Where Ray has its sockets and logs, of all nodes."""
 
     @property
     def num_nodes(self) -> int:
         return len(self.nodes)
 
     @contextmanager
-    def another_service(self, folder: Path, storage: str) -> Iterator[ServiceProcess]:
-        """Run a second service of the same cluster."""
-        service = ServiceProcess(folder, self.environment, storage=storage)
+    def another_service(
+        self, folder: Path, storage: str, *options: str, code: Path = REPOSITORY
+    ) -> Iterator[ServiceProcess]:
+        """Run a second service of the same cluster, with the Laminar of a folder."""
+        environment = {**self.environment, "PYTHONPATH": str(code)}
+        service = ServiceProcess(folder, environment, *options, storage=storage)
         try:
             service.start()
             service.wait()
@@ -185,19 +64,28 @@ class Deployment:
         """Wait until all are healthy; a test that needs only the head goes on meanwhile."""
         _wait(self.nodes)
 
+    def lose_cluster(self) -> None:
+        """Kill the head, and the worker, which without it ends some time; start them again."""
+        for node in self.nodes:
+            node.kill()
+        self.wait_for_nodes()
+
 
 @contextmanager
-def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deployment]:
+def deployment(
+    folder: Path, *options: str, num_cpus: int = 2, has_tokens: bool = False
+) -> Iterator[Deployment]:
     """Start a head, a worker and a service side by side; end them, and all that they started.
 
     The nodes are in network namespaces of their own; the worker may still be starting. Where
-    namespaces are not allowed there is only the head, with all the CPUs. Ray talks to those alone
-    who have its token.
+    namespaces are not allowed both are in that of this process, on ports of their own. Ray talks
+    to those alone who have its token.
 
     Args:
         folder: For storage, logs and the token; must be empty.
         options: Of `laminar serve`.
-        num_cpus: That Ray may give away, on all nodes.
+        num_cpus: That Ray may give away, half of them on each node.
+        has_tokens: Whether the service lets in only who has its token.
     """
     token = folder / "ray_token"
     token.write_text(secrets.token_hex(32))
@@ -220,13 +108,13 @@ def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deplo
         }
         address = "127.0.0.1"
         if why:
-            nodes, dashboard = _one_node(folder, environment, num_cpus)
+            nodes, dashboard = _two_raylets(folder, environment, num_cpus)
         else:
             places = stack.enter_context(namespaces())
             nodes, dashboard = _two_nodes(places, folder, environment, num_cpus)
             address = places[0].gateway
         environment = {**environment, "LAMINAR_RAY_ADDRESS": dashboard}
-        service = ServiceProcess(folder, environment, *options)
+        service = ServiceProcess(folder, environment, *options, has_tokens=has_tokens)
         for process in (*nodes, service):
             stack.callback(process.kill)
         service.start()  # it waits for a cluster
@@ -235,7 +123,7 @@ def deployment(folder: Path, *options: str, num_cpus: int = 2) -> Iterator[Deplo
         for worker in workers:  # which give up where there is no head yet
             worker.start()
         service.wait()
-        yield Deployment(service, tuple(nodes), why, address, environment)
+        yield Deployment(service, tuple(nodes), why, address, environment, Path(temp))
 
 
 def _wait(nodes: Sequence[ScriptProcess]) -> None:
@@ -293,27 +181,31 @@ def _two_nodes(
     ], f"http://{head.address}:8265"
 
 
-def _one_node(
+def _two_raylets(
     folder: Path, environment: dict[str, str], num_cpus: int
 ) -> tuple[list[ScriptProcess], str]:
-    """Return a head on ports that nobody else on this machine has, and its dashboard's address."""
-    dashboard = free_port()
-    settings = {
-        "LAMINAR_NUM_CPUS": str(num_cpus),
-        "LAMINAR_RAY_PORT": str(free_port()),
-        "LAMINAR_DASHBOARD_PORT": str(dashboard),
-    }
-    head = ScriptProcess(
-        "head.sh",
-        folder / "head.log",
-        (f"{dashboard}/api/gcs_healthz",),
-        environment | settings,
-        f"--dashboard-agent-listen-port={free_port()}",
-    )
-    return [head], f"http://127.0.0.1:{dashboard}"
+    """Return head and worker of one machine, and the address of the dashboard.
 
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    On ports that nobody else has here; those of Ray's workers it looks for itself then.
+    """
+    dashboard, port = free_port(), free_port()
+    agents = [free_port(), free_port()]
+    settings = {**environment, "LAMINAR_NUM_CPUS": str(num_cpus // 2)}
+    options = ("--min-worker-port=0", "--max-worker-port=0")
+    of_head = {"LAMINAR_RAY_PORT": str(port), "LAMINAR_DASHBOARD_PORT": str(dashboard)}
+    of_worker = {"LAMINAR_HEAD": f"127.0.0.1:{port}"}
+    checks = [f"{agent}/api/local_raylet_healthz" for agent in agents]
+    return [
+        ScriptProcess(
+            f"{name}.sh",
+            folder / f"{name}.log",
+            health,
+            settings | own,
+            *options,
+            f"--dashboard-agent-listen-port={agent}",
+        )
+        for name, own, health, agent in (
+            ("head", of_head, (f"{dashboard}/api/gcs_healthz", checks[0]), agents[0]),
+            ("worker", of_worker, (checks[1],), agents[1]),
+        )
+    ], f"http://127.0.0.1:{dashboard}"

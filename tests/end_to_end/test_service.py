@@ -1,14 +1,16 @@
-"""The service on a cluster of two nodes: Ray's Jobs API, drivers, stages, a service that dies.
+"""The service on a cluster of two nodes: Ray's Jobs API, drivers, stages, and what dies.
 
 The cluster is the one that the scripts in `docker/` start, each node in a network namespace of its
 own; `deployment.py` has it. It has two services, one whose jobs are in a folder, and one whose jobs
-are in an object store, the only thing that the nodes share then. A job of that one is submitted,
-watched and stopped on the page, in a real browser; `users.py` has that walk.
+are in an object store, the only thing that the nodes share then. The first lets in who has its
+token; the second sends its own Laminar along with jobs. A job of that one is submitted, watched and
+stopped on the page, in a real browser; `users.py` has that walk.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +28,12 @@ from laminar.evaluation import evaluate_run
 from laminar.planning import make_plan
 from laminar.run_directory import RunDirectory
 from laminar.storage import Storage
-from service.client import LaminarClient
+from service.client import LaminarClient, ServiceError
+from service.jobs.cluster import PACKAGES
 from service.jobs.models import ENDED, Job, JobRequest, SearchRequest
 from service.jobs.versions import versions_here
-from tests.end_to_end.deployment import Deployment, ServiceProcess
+from tests.end_to_end.deployment import Deployment
+from tests.end_to_end.processes import REPOSITORY, ServiceProcess
 from tests.end_to_end.users import BrowserUser, RestUser
 from tests.object_store import ENVIRONMENT, object_store
 from tests.tiny import differing, run_reference, tiny_config
@@ -37,6 +41,7 @@ from tests.tiny import differing, run_reference, tiny_config
 NUM_EPOCHS = 36
 """Of the job that is stopped: a few before that, however quick the machine."""
 TIMEOUT_S = 240.0
+WRONG_TOKEN = "lam_that_nobody_ever_had"
 
 
 def config(num_epochs: int, num_stages: int, cpus_per_stage: float) -> Config:
@@ -78,20 +83,38 @@ def wait(client: LaminarClient, job_id: str, condition: Callable[[Job], bool]) -
 
 
 @contextmanager
-def followed(url: str, job_id: str) -> Iterator[Future[list[str]]]:
+def followed(service: ServiceProcess, job_id: str) -> Iterator[Future[list[str]]]:
     """Follow a job's log from the side, to the job's end."""
 
     def follow() -> list[str]:
-        with LaminarClient(url) as client:
+        with LaminarClient(service.url, service.token) as client:
             return list(client.follow_logs(job_id))
 
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(follow)
 
 
+def copy_laminar(folder: Path) -> None:
+    """Copy our packages; in the copy driver and stages say where their code is."""
+    for name in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=ignored)
+    for name, before, after in (
+        ("service/jobs/entry.py", "-- attempt {attempt}, ", "-- attempt {attempt}, {__file__}, "),
+        (
+            "actors/stage_worker.py",
+            '"device": str(device),',
+            '"device": str(device), "code": __file__,',
+        ),
+    ):
+        text = (folder / name).read_text()
+        assert text.count(before) == 1, name
+        (folder / name).write_text(text.replace(before, after))
+
+
 @pytest.fixture
 def client(deployed: Deployment) -> Iterator[LaminarClient]:
-    with LaminarClient(deployed.service.url) as found:
+    with LaminarClient(deployed.service.url, deployed.service.token) as found:
         yield found
 
 
@@ -106,8 +129,10 @@ def store(deployed: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sto
 
 @pytest.fixture
 def second(deployed: Deployment, store: Storage, tmp_path: Path) -> Iterator[ServiceProcess]:
-    """The service of that store."""
-    with deployed.another_service(tmp_path, store.uri()) as found:
+    """The service of that store, whose Laminar the nodes do not have."""
+    code = tmp_path / "code"
+    copy_laminar(code)
+    with deployed.another_service(tmp_path, store.uri(), "--ship-code", code=code) as found:
         yield found
         assert found.terminate() == 0
 
@@ -131,8 +156,8 @@ def user(
     return BrowserUser(page, far)
 
 
-@pytest.mark.timeout(600)
-def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_was(
+@pytest.mark.timeout(800)
+def test_jobs_outlive_service_and_head_and_the_stopped_one_comes_out_as_if_nothing_was(
     deployed: Deployment,
     client: LaminarClient,
     second: ServiceProcess,
@@ -151,7 +176,7 @@ def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_wa
     wait(far, split, lambda job: job.state == "running")
     # Not before, so that the search is under way when the service is killed.
     ids = {name: submit(name) for name in REQUESTS}
-    with followed(client.url, ids["search"]) as lines_of_search:
+    with followed(deployed.service, ids["search"]) as lines_of_search:
         user.watch()
         assert client.job(large).reason == "needs 4 GPUs, the cluster has 0"
         assert client.cluster().versions == versions_here()
@@ -164,26 +189,31 @@ def test_jobs_outlive_the_service_and_the_stopped_one_comes_out_as_if_nothing_wa
         assert far.job(split).history == stopped.history
         assert {name: submit(name) for name in REQUESTS} == ids
 
-        far.resume(split)
-        epochs = [e.json() for e in far.follow_metrics(split) if e.event == "epoch"]
-        lines = list(far.follow_logs(split))
         done = {name: client.wait(job_id, poll_s=0.1) for name, job_id in ids.items()}
-        done["split"] = far.wait(split, poll_s=0.1)
+    far.resume(split)
+    wait(far, split, lambda job: job.state == "running")
+    deployed.lose_cluster()
+    epochs = [e.json() for e in far.follow_metrics(split) if e.event == "epoch"]
+    lines = list(far.follow_logs(split))
+    done["split"] = far.wait(split, poll_s=0.1)
     assert {name: job.state for name, job in done.items()} == dict.fromkeys(done, "succeeded")
-    assert {n: job.attempt for n, job in done.items()} == {"split": 2, "short": 1, "search": 1}
-    assert heads(lines) == ["-- attempt 1", "-- attempt 2"]
+    assert {n: job.attempt for n, job in done.items()} == {"split": 3, "short": 1, "search": 1}
+    assert heads(lines) == ["-- attempt 1", "-- attempt 2", "-- attempt 3"]
+    assert all("/py_modules_files/" in line for line in lines if line.startswith("-- "))
     # Nothing was lost between the two services, nothing came twice.
     assert "\n".join(lines_of_search.result()) + "\n" == client.logs(ids["search"], tail=10_000)
     assert [line["epoch"] for line in client.metrics(ids["short"])] == [1, 2]
     assert far.metrics(split)[: len(before)] == before
     # By number, as an epoch that the checkpoint did not hold is told of twice.
     assert list({line["epoch"]: line for line in epochs}.values()) == far.metrics(split)
+    check_secrets(deployed, tmp_path, store)
     client.stop(large)
     client.delete(large)
-    check_split(far, done["split"], tmp_path / "split", deployed.num_nodes)
+    num_addresses = 1 if deployed.why_one_machine else deployed.num_nodes
+    check_split(far, done["split"], tmp_path / "split", num_addresses)
     check_search(client, done["search"], tmp_path / "search")
-    if deployed.why_one_node or user.why_no_browser:
-        pytest.skip(f"passed, but without: {deployed.why_one_node} {user.why_no_browser}")
+    if deployed.why_one_machine or user.why_no_browser:
+        pytest.skip(f"passed, but without: {deployed.why_one_machine} {user.why_no_browser}")
 
 
 def stop_and_fetch(
@@ -214,12 +244,48 @@ def heads(lines: list[str]) -> list[str]:
     return [line[:12] for line in lines if line.startswith("-- ")]
 
 
-def check_split(client: LaminarClient, job: Job, folder: Path, num_nodes: int) -> None:
-    """Compare a job that was stopped and resumed with one that was not; use its checkpoint."""
+def check_secrets(deployed: Deployment, folder: Path, store: Storage) -> None:
+    """Search all that services, nodes, drivers and stages have written for what nobody may see.
+
+    Args:
+        deployed: With the folders of the first service and of Ray.
+        folder: Of the second service.
+        store: Of its jobs.
+    """
+    token_file = deployed.service.token_file
+    ray_token = Path(deployed.environment["RAY_AUTH_TOKEN_PATH"])
+    assert token_file is not None
+    with (
+        pytest.raises(ServiceError) as refused,
+        LaminarClient(deployed.service.url, WRONG_TOKEN) as stranger,
+    ):
+        stranger.cluster()
+    assert refused.value.status == 401
+    secrets = [
+        *(file.read_bytes().strip() for file in (token_file, ray_token)),
+        WRONG_TOKEN.encode(),
+        ENVIRONMENT["AWS_SECRET_ACCESS_KEY"].encode(),
+    ]
+    assert min(map(len, secrets)) > 20
+    found = {name: store.read(name) or b"" for name, _ in store.files("")}
+    for path in (p for f in (folder, token_file.parent, deployed.ray_files) for p in f.rglob("*")):
+        if path.is_file() and path not in (token_file, ray_token):
+            found[str(path)] = path.read_bytes()
+    names = {name.rpartition("/")[2] for name in found}
+    assert names >= {"service.log", "head.log", "worker.log", "log.txt", "environment.json"}
+    assert names >= {"gcs_server.out", "raylet.out", "dashboard.log"}
+    told = [name for name, content in found.items() if any(s in content for s in secrets)]
+    assert told == []
+
+
+def check_split(client: LaminarClient, job: Job, folder: Path, num_addresses: int) -> None:
+    """Compare a job that was stopped, resumed, lost and tried again with one that was not."""
     assert [step.state for step in job.history] == [
         *("queued", "starting", "running", "stopping", "stopped"),
+        *("queued", "starting", "running"),
         *("queued", "starting", "running", "succeeded"),
     ]
+    assert "its driver is gone without a word" in job.history[8].reason
     metrics = client.metrics(job.id)
     assert [line["epoch"] for line in metrics] == list(range(1, NUM_EPOCHS + 1))
     newest = client.checkpoints(job.id)[-1]
@@ -233,7 +299,8 @@ def check_split(client: LaminarClient, job: Job, folder: Path, num_nodes: int) -
     assert job.reason == f"test accuracy {accuracy:.4f}"
     assert run.plot_file.stat().st_size > 1000
     stages = json.loads(run.environment_file.read_text())["stages"]
-    assert len({stage["node"] for stage in stages}) == num_nodes
+    assert len({stage["node"] for stage in stages}) == num_addresses
+    assert all("/py_modules_files/" in stage["code"] for stage in stages)
 
 
 def check_search(client: LaminarClient, job: Job, folder: Path) -> None:
