@@ -127,7 +127,7 @@ class RayJobs:
             self._session, self._versions = session, None
             self._probe = f"laminar-probe-{uuid.uuid4().hex[:12]}"
             self._probed_at = time.monotonic()
-            self._run(self._probe, f"{shlex.quote(self._python)} -m service.jobs.probe")
+            self._run(self._probe, f"{shlex.quote(self._python)} -P -m service.jobs.probe")
         if self._versions is None and self._probe:
             self._versions = self._read_probe()
         return self._versions
@@ -147,8 +147,8 @@ class RayJobs:
         return None
 
     def submit(self, submission_id: str, home: str, attempt: int) -> None:
-        """Start `python -m service.jobs.entry HOME ATTEMPT`, unless it was started before."""
-        command = [self._python, "-m", "service.jobs.entry", home, str(attempt)]
+        """Start `python -P -m service.jobs.entry HOME ATTEMPT`, unless it was started before."""
+        command = [self._python, "-P", "-m", "service.jobs.entry", home, str(attempt)]
         self._run(submission_id, shlex.join(command))
 
     def _run(self, submission_id: str, command: str) -> None:

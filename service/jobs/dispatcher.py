@@ -34,6 +34,8 @@ _log = logging.getLogger("laminar.service")
 
 _ROOM_PAUSE_S = 15.0
 _RETRY_PAUSE_S = 5.0
+_APART_S = 0.2
+"""Between two rounds at least: each looks at the whole queue, and a burst of submissions is one."""
 _LAG_S = 10.0
 """Ray's account of what is in use is up to five seconds old."""
 
@@ -62,7 +64,7 @@ class Dispatcher:
         """Why the cluster did not answer, as was last logged."""
         self._left: list[tuple[float, Needs]] = []
         self._wake = threading.Event()
-        self._is_closed = False
+        self._closed = threading.Event()
         self.ticked_at = 0.0
         """When `tick` last came to its end, on the monotonic clock."""
 
@@ -90,21 +92,23 @@ class Dispatcher:
 
     def run(self, interval_s: float = 1.0) -> None:
         """Call `tick` until `close`, so many seconds apart, or sooner where something is asked."""
-        while not self._is_closed:
+        while not self._closed.is_set():
             try:
                 self.tick()
             except Exception:  # one bad tick must not end all the others
                 _log.exception("a round of the dispatcher failed")
+            ended = time.monotonic()
             self._wake.wait(interval_s)
+            self._closed.wait(ended + _APART_S - time.monotonic())
             self._wake.clear()
 
     def wake(self) -> None:
-        """Let `run` go round at once: something was asked for."""
+        """Let `run` go round soon: something was asked for."""
         self._wake.set()
 
     def close(self) -> None:
         """Let `run` return; jobs go on without the service."""
-        self._is_closed = True
+        self._closed.set()
         self._wake.set()
 
     def tick(self) -> None:

@@ -214,6 +214,8 @@ class JobStore:
         if most_queued is None:
             return
         with self._lock:
+            if self._coming.total() + len(self._statuses) < most_queued:
+                return  # nothing to count: there are not so many jobs at all
             queued = self._coming[owner] + sum(
                 status.state == "queued" and self._specs[job_id].owner == owner
                 for job_id, status in self._statuses.items()

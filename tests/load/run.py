@@ -226,7 +226,7 @@ def run(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200, help="More than --cpus.")
-    parser.add_argument("--clients", type=int, default=12, help="Submitting at a time.")
+    parser.add_argument("--clients", type=int, default=16, help="Submitting at a time.")
     parser.add_argument("--onlookers", type=int, default=4, help="While jobs are submitted.")
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--cpus", type=int, default=4, help="Of Ray's, half on each node.")

@@ -156,8 +156,8 @@ def test_the_service_of_kubernetes_knows_its_names(docker: Path, stand_in: Any, 
         f"{name}.team.svc.cluster.local",
         netloc,
     ):
-        assert guard._refusal("GET", Headers({"host": f"{host}:8484"})) is None, host
-    assert guard._refusal("GET", Headers({"host": "elsewhere.example.org"})) is not None
+        assert guard._refusal("GET", "/v1/jobs", Headers({"host": f"{host}:8484"})) is None, host
+    assert guard._refusal("GET", "/v1/jobs", Headers({"host": "elsewhere.example.org"})) is not None
 
 
 def test_the_policy_keeps_others_from_laminars_clusters_alone(docker: Path):
