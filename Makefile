@@ -30,7 +30,11 @@ test-unit: install
 test-service: install # on a cluster that answers by script, and its page in Chromium
 	$(BIN)/python -m pytest tests/service $(ARGS)
 
-.PHONY: test-load
+.PHONY: test-load test-outage
+# The cluster of the end-to-end tests is lost while a job runs: some three minutes.
+test-outage: install
+	$(BIN)/python -m pytest tests/end_to_end -m outage $(ARGS)
+
 # 200 jobs at once to four CPUs of Ray's: 35 minutes of two cores. ARGS='--jobs 20' for fewer,
 # ARGS=--record to keep what came of it in tests/load.
 test-load: install
