@@ -137,7 +137,8 @@ export function cutBytes(timeline) {
     type: "bar", name: `block ${Number(boundary)}, ${direction}`,
     x: timeline.map((line) => line.epoch),
     y: timeline.map((line) => megabytes(line, boundary, direction)),
-    marker: { color: cutColor(index), opacity: direction === "forward" ? 1 : 0.5 },
+    // Of the trace: the legend shows that one.
+    marker: { color: cutColor(index) }, opacity: direction === "forward" ? 1 : 0.5,
     hovertemplate: `%{y:.2f} MB<extra>${direction}</extra>`,
   })));
   return { data, layout: { barmode: "stack", xaxis: { title: "epoch" }, yaxis: { title: "MB" } } };
