@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from laminar.blocks import BlockSequence
 from laminar.checkpoint import publish, write_part
 from laminar.config import Config
 from laminar.data import describe, open_inputs, open_labels
@@ -74,3 +76,21 @@ def differing(a: dict[str, Tensor], b: dict[str, Any]) -> list[str]:
         if not torch.equal(a[name], other):
             odd.append(name)
     return odd
+
+
+def far(state: dict[str, Tensor], modules: Sequence[BlockSequence], atol: float) -> list[str]:
+    """Return the names of the modules' tensors that a state has farther off than `atol`."""
+    return [
+        name
+        for module in modules
+        for name, tensor in module.public_tensors()
+        if tensor.is_floating_point()
+        and not torch.allclose(state[f"model.{name}"], tensor, atol=atol)
+    ]
+
+
+@torch.no_grad()
+def descend(module: nn.Module, gradient: Sequence[Tensor], lr: float) -> None:
+    """Take a step of plain SGD, as anybody would write it."""
+    for parameter, g in zip(module.parameters(), gradient, strict=True):
+        parameter -= lr * g
