@@ -148,6 +148,7 @@ class RayJobs:
 
     def submit(self, submission_id: str, home: str, attempt: int) -> None:
         """Start `python -P -m service.jobs.entry HOME ATTEMPT`, unless it was started before."""
+        # -P: shipped code comes before what lies in the folder that Ray was started in.
         command = [self._python, "-P", "-m", "service.jobs.entry", home, str(attempt)]
         self._run(submission_id, shlex.join(command))
 

@@ -133,18 +133,17 @@ class Planner:
 
     def _started(self) -> ProcessPoolExecutor:
         """Return the process when it is there: imports take their time, on a busy machine."""
-        pool = self._made()
-        try:
-            pool.submit(_nothing).result(_IMPORT_S)
-        except (TimeoutError, CancelledError, RuntimeError):
-            self._end(pool)  # it may have been killed while it had nothing to do
+        failure: Exception | None = None
+        for _ in range(2):  # the first may have been killed while it had nothing to do
             pool = self._made()
-        try:
-            pool.submit(_nothing).result(_IMPORT_S)
-        except (TimeoutError, CancelledError, RuntimeError) as error:
-            self._end(pool)
-            raise PlannerBusy("the process that plans does not start") from error
-        return pool
+            try:
+                pool.submit(_nothing).result(_IMPORT_S)
+            except (TimeoutError, CancelledError, RuntimeError) as error:
+                self._end(pool)
+                failure = error
+            else:
+                return pool
+        raise PlannerBusy("the process that plans does not start") from failure
 
     def _made(self) -> ProcessPoolExecutor:
         with self._lock:
