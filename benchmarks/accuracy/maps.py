@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.accuracy.cases import Case, cell, table_head
+from benchmarks.accuracy.study import CASES as STUDY
 from benchmarks.accuracy.study import K4_BEST, deep, name_of
 
 PASSES = 10
@@ -71,7 +72,8 @@ for _d, _m in BACKWARD_FIRST:
     )
 for _words, _filters in SMALL.items():
     for _method in ("delayed_gradient", "exact"):
-        CASES[_small(_words, _method)] = Case(
+        _name = _small(_words, _method)
+        CASES[_name] = STUDY.get(_name) or Case(
             "cifar10_16",
             f"resnet8, {SMALL_PASSES} passes, K=4, {_words}, {_method}",
             (

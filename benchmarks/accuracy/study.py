@@ -39,7 +39,7 @@ def name_of(model: str, passes: int, setting: str) -> str:
 
 
 def _case(model: str, passes: int, setting: str, trainer: Trainer, *overrides: str) -> str:
-    """Add a case unless it is there; return its name."""
+    """Add a case, which several comparisons may share; return its name."""
     name = name_of(model, passes, setting)
     settings = (f"model.name={model}", f"epochs={passes}", *overrides)
     CASES[name] = Case("cifar10_16", f"{model}, {passes} passes, {setting}", settings, trainer)
