@@ -31,7 +31,7 @@ test-service: install # on a cluster that answers by script, and its page in Chr
 	$(BIN)/python -m pytest tests/service $(ARGS)
 
 .PHONY: test-load test-outage
-# The cluster of the end-to-end tests is lost while a job runs: some three minutes.
+# The cluster of the end-to-end tests is lost while a job runs, twice: two minutes of two cores.
 test-outage: install
 	$(BIN)/python -m pytest tests/end_to_end -m outage $(ARGS)
 
