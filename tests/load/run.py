@@ -112,14 +112,14 @@ def looked_at(url: str, num: int, watch: Stopwatch) -> Iterator[None]:
     """Let so many look on within the block."""
     is_over = threading.Event()
 
-    def look_on(number: int) -> None:
-        onlooker = Onlooker(url, watch, ", in the burst")
+    def look_on(onlooker: Onlooker, number: int) -> None:
         while not is_over.wait(_BURST_POLL_S):
             number += 1
             onlooker.look(number)
 
+    onlookers = [Onlooker(url, watch, ", in the burst") for _ in range(num)]
     with ThreadPoolExecutor(num or None) as pool:
-        looking = [pool.submit(look_on, number) for number in range(num)]
+        looking = [pool.submit(look_on, who, number) for number, who in enumerate(onlookers)]
         try:
             yield
         finally:
