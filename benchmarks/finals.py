@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 
-def final_cells(results: Path, name: str) -> list[str] | None:
-    """Return how many seeds, mean +- std and each test accuracy; None before the first is done.
+def finals(results: Path, name: str) -> dict[int, float]:
+    """Return the last test accuracy of each seed, by seed.
 
     Args:
         results: Folder of `NAME-seedN.jsonl`, one line an epoch.
         name: Of the setting.
     """
-    finals = [
-        json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
-        for path in sorted(results.glob(f"{name}-seed*.jsonl"))
-    ]
-    if not finals:
+    found = {}
+    for path in results.glob(f"{name}-seed*.jsonl"):
+        last = json.loads(path.read_text().splitlines()[-1])
+        found[int(path.stem.rpartition("seed")[2])] = last["test_accuracy"]
+    return dict(sorted(found.items()))
+
+
+def spread(values: Mapping[int, float]) -> str:
+    """Return mean, standard deviation and number of seeds; a dash where there is none."""
+    if not values:
+        return "-"
+    mean = statistics.mean(values.values())
+    deviation = f" +- {statistics.stdev(values.values()):.4f}" if len(values) > 1 else ""
+    return f"{mean:.4f}{deviation} ({len(values)})"
+
+
+def final_cells(results: Path, name: str) -> list[str] | None:
+    """Return how many seeds, mean +- std and each test accuracy; None before the first is done."""
+    values = finals(results, name)
+    if not values:
         return None
-    spread = f" +- {statistics.stdev(finals):.4f}" if len(finals) > 1 else ""
-    each = " ".join(f"{accuracy:.4f}" for accuracy in finals)
-    return [str(len(finals)), f"**{statistics.mean(finals):.4f}**{spread}", each]
+    mean, _, more = spread(values).removesuffix(f" ({len(values)})").partition(" ")
+    each = " ".join(f"{accuracy:.4f}" for accuracy in values.values())
+    return [str(len(values)), f"**{mean}** {more}".strip(), each]

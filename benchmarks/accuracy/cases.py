@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 Trainer = Literal["ray", "one process", "serial"]
@@ -60,12 +57,3 @@ for _name, _title, _epochs in (("resnet20", "ResNet-20", 6), ("wrn16_2", "WRN-16
 def table_head(names: Sequence[str]) -> list[str]:
     """Return the first two lines of a table."""
     return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-
-
-def cell(results: Path, name: str) -> str:
-    """Return the mean of a case's seeds and their number, a dash where there is none."""
-    finals = [
-        json.loads(path.read_text().splitlines()[-1])["test_accuracy"]
-        for path in results.glob(f"{name}-seed*.jsonl")
-    ]
-    return f"{statistics.mean(finals):.4f} ({len(finals)})" if finals else "-"

@@ -1,4 +1,4 @@
-"""All of CIFAR-10 on one GPU: serial, K=2 and K=4 side by side, in sittings of a few minutes.
+"""All of CIFAR-10 on one GPU: K=2, K=4 and their controls side by side, in sittings of minutes.
 
     python -m benchmarks.accuracy.gpu --cifar10 FOLDER --state FOLDER [--minutes 9] [--jobs 9]
     python -m benchmarks.accuracy.gpu --state FOLDER --record
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,11 +21,13 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.accuracy.study import K2_COST, K4_BEST, deep, free_cost, pooled_filters
 from benchmarks.finals import final_cells
 from benchmarks.one_process import train_epoch
 from laminar.config import Config
@@ -37,19 +40,35 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 EPOCHS = 30
 NETWORKS = {"resnet20": "ResNet-20", "wrn16_4": "WRN-16-4"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table."""
+
+    words: str
+    settings: tuple[str, ...]
+    epochs: int = EPOCHS
+
+
+def _serial(words: str, share: float = 1.0) -> Setting:
+    """Return backprop for this share of the epochs."""
+    settings = ("num_stages=1", "correction.micro_batches=1", "phases={warmup: 1, correction: 0}")
+    epochs = math.ceil(round(share * EPOCHS, 6))
+    return Setting(f"{words}, {epochs} epochs", settings, epochs)
+
+
 SETTINGS = {
-    "serial": ("num_stages=1", "correction.micro_batches=1", "phases={warmup: 1, correction: 0}"),
-    "k2": ("num_stages=2", "filters={pool: 2, cast: fp16}"),
-    "k4": (
-        "num_stages=4",
-        "parallel.micro_batches=4",
-        "parallel.order=backward_first",
-        "phases={warmup: 0.1, correction: 0.05}",
-        "filters={pool: 1, cast: int8}",
-    ),
+    "serial": _serial("serial"),
+    "k2": Setting("K=2, 2x2 fp16", ("num_stages=2", "filters={pool: 2, cast: fp16}")),
+    "k2-exact-only": _serial("serial, as many as K=2 has exact ones", 0.1),
+    "k2-same-time": _serial("serial, K=2's time by wall-clock on two cores", K2_COST),
+    "k4": Setting(K4_BEST, deep(4, pooled_filters(4))),
+    "k4-int8": Setting("K=4, int8", deep(4)),
+    "k4-exact-only": _serial("serial, as many as K=4 has exact ones", 0.15),
+    "k4-same-time": _serial("serial, K=4's time, exchange free", free_cost(4, 0.15)),
 }
-WORDS = {"serial": "serial", "k2": "K=2, 2x2 fp16", "k4": "K=4, int8"}
-_COMMON = (f"epochs={EPOCHS}", "optimizer.weight_decay=0.0005")
+_COMMON = ("optimizer.weight_decay=0.0005",)
 
 State = tuple[Path, Path]
 """The metrics of a run and, with the number of epochs before the suffix, its weights."""
@@ -57,8 +76,10 @@ State = tuple[Path, Path]
 
 def configure(network: str, setting: str, seed: int, root: str) -> Config:
     """Return the configuration of one run."""
+    row = SETTINGS[setting]
     settings = (f"model.name={network}", f"seed={seed}", f"data.root={root}")
-    return load_config(HERE / "cifar10.yaml", [*_COMMON, *settings, *SETTINGS[setting]])
+    common = (f"epochs={row.epochs}", *_COMMON, *settings)
+    return load_config(HERE / "cifar10.yaml", [*common, *row.settings])
 
 
 def go_on(
@@ -119,10 +140,10 @@ def write_table(page: Path) -> None:
         "|---|---|---|---|",
     ]
     for network, title in NETWORKS.items():
-        for setting, words in WORDS.items():
-            cells = final_cells(RESULTS, f"gpu-{network}-{setting}")
+        for name, row in SETTINGS.items():
+            cells = final_cells(RESULTS, f"gpu-{network}-{name}")
             if cells:
-                rows.append(f"| {title}, {words} | " + " | ".join(cells) + " |")
+                rows.append(f"| {title}, {row.words} | " + " | ".join(cells) + " |")
     page.write_text("\n".join(rows) + "\n")
 
 
@@ -131,15 +152,18 @@ def _state(folder: Path, network: str, setting: str, seed: int) -> State:
     return folder / f"{name}.jsonl", folder / f"{name}.safetensors"
 
 
-def _is_done(state: State) -> bool:
+def _is_done(setting: str, state: State) -> bool:
     metrics, _ = state
-    return metrics.exists() and len(metrics.read_text().splitlines()) == EPOCHS
+    num_epochs = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    return num_epochs == SETTINGS[setting].epochs
 
 
 def _record(folder: Path) -> None:
-    for path in folder.glob("gpu-*.jsonl"):
-        if len(path.read_text().splitlines()) == EPOCHS:
-            shutil.copy(path, RESULTS)
+    for network in NETWORKS:
+        for setting in SETTINGS:
+            for path in folder.glob(f"gpu-{network}-{setting}-seed*.jsonl"):
+                if _is_done(setting, (path, path)):
+                    shutil.copy(path, RESULTS)
     write_table(HERE / "gpu.md")
 
 
@@ -173,7 +197,7 @@ def main() -> None:
         for network in args.networks
         for seed in args.seeds
         for setting in SETTINGS
-        if not _is_done(_state(args.state, network, setting, seed))
+        if not _is_done(setting, _state(args.state, network, setting, seed))
     ]
     same = ["--cifar10", args.cifar10, "--state", str(args.state), "--device", args.device]
 

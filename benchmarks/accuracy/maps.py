@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from benchmarks.accuracy.cases import Case, cell, table_head
+from benchmarks.accuracy.cases import Case, table_head
 from benchmarks.accuracy.study import CASES as STUDY
 from benchmarks.accuracy.study import K4_BEST, deep, name_of
+from benchmarks.finals import finals, spread
 
 PASSES = 10
 LATENESS = {"num_stages": (2, 4), "hop_delay": (1, 2, 4, 8), "micro_batches": (1, 2, 4, 10)}
@@ -90,20 +91,24 @@ def write_maps(results: Path, page: Path) -> None:
     if not any((results / f"{name}-seed0.jsonl").exists() for name in CASES):
         return
     numbers = LATENESS["micro_batches"]
-    rows = [f"Serial: {cell(results, 'map-serial')}. {PASSES} passes; mean of as many seeds."]
+    rows = [f"Serial: {_cell(results, 'map-serial')}. {PASSES} passes; mean +- std (seeds)."]
     rows += ["", *table_head(["K", "d", *(f"M={m}" for m in numbers)])]
     for k in LATENESS["num_stages"]:
         for d in LATENESS["hop_delay"]:
-            cells = [cell(results, _late(k, d, m)) for m in numbers]
+            cells = [_cell(results, _late(k, d, m)) for m in numbers]
             rows.append(f"| {k} | {d} | " + " | ".join(cells) + " |")
     rows += ["", *table_head(["K", "d", "M", "forward first", "backward first"])]
     for d, m in BACKWARD_FIRST:
         orders = ("forward_first", "backward_first")
-        cells = [cell(results, _late(4, d, m, order)) for order in orders]
+        cells = [_cell(results, _late(4, d, m, order)) for order in orders]
         rows.append(f"| 4 | {d} | {m} | " + " | ".join(cells) + " |")
     heads = [f"filters at K=4, {SMALL_PASSES} passes", "layer-parallel", "exact"]
     rows += ["", *table_head(heads)]
     for words in SMALL:
-        cells = [cell(results, _small(words, m)) for m in ("delayed_gradient", "exact")]
+        cells = [_cell(results, _small(words, m)) for m in ("delayed_gradient", "exact")]
         rows.append(f"| {words} | " + " | ".join(cells) + " |")
     page.write_text("\n".join(rows) + "\n")
+
+
+def _cell(results: Path, name: str) -> str:
+    return spread(finals(results, name))

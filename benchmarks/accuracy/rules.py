@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.accuracy.cases import Case, cell, table_head
+from benchmarks.accuracy.cases import Case, table_head
+from benchmarks.accuracy.study import K2_COST, free_cost
+from benchmarks.finals import finals, spread
 
-RULES = ("delayed_gradient", "greedy", "auxnet")
+RULES = ("delayed_gradient", "greedy", "auxnet", "exact")
 FILTERS = {
     "int8": "{pool: 1, cast: int8}",
     "2x2 fp16": "{pool: 2, cast: fp16}",
     "none": "{pool: 1, cast: fp32}",
 }
 STAGES = (2, 3, 4)
+_EXACT = 0.1
+"""Share of exact passes by the default plan, which all of them follow."""
 
 
 @dataclass(frozen=True)
 class Task:
     """What all of a block of the table train."""
 
-    name: str
+    network: str
+    data: str
     words: str
-    file: str
-    settings: tuple[str, ...]
+    passes: int
+
+    @property
+    def name(self) -> str:
+        """In the names of its cases."""
+        return f"{self.network}-{self.data}"
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Of the configuration, but for its passes."""
+        return (f"model.name={self.network}",)
 
     def case_of(self, rule: str, filter_: str, num_stages: int) -> str:
         """Return the name of a cell's case."""
@@ -31,54 +47,96 @@ class Task:
 
     @property
     def serial(self) -> str:
-        """The name of the control."""
+        """The name of control (a), as many passes."""
         return "map-serial" if self is TASKS[0] else f"rule-{self.name}-serial"
 
+    def exact_only(self, num_stages: int) -> int:
+        """Return the passes of control (b), 0 where they are as many as (a)'s."""
+        return self._whole(_EXACT)
 
-def _task(network: str, data: str, words: str, epochs: int) -> Task:
-    name = f"{network}-{data}"
-    return Task(name, words, data, (f"model.name={network}", f"epochs={epochs}"))
+    def same_time(self, num_stages: int) -> int:
+        """Return the passes of control (c), 0 where they are as many as (a)'s."""
+        return self._whole(K2_COST if num_stages == 2 else free_cost(num_stages, _EXACT))
+
+    def _whole(self, share: float) -> int:
+        found = math.ceil(round(share * self.passes, 6))
+        return found if found < self.passes else 0
+
+    def shorter(self, passes: int) -> str:
+        """Return the name of serial training with fewer passes."""
+        return f"{self.serial}-{passes}-passes"
 
 
 TASKS = (
-    _task("resnet8", "cifar10_16", "ResNet-8, CIFAR-10 (10,000 images at 16x16), 10 passes", 10),
-    _task("resnet20", "cifar10_16", "ResNet-20, the same, 10 passes", 10),
-    _task("wrn16_2", "cifar10_16", "WRN-16-2, the same, 5 passes", 5),
-    _task("resnet20", "mnist", "ResNet-20, MNIST, 1 pass", 1),
-    _task("wrn16_2", "mnist", "WRN-16-2, MNIST, 1 pass", 1),
+    Task("resnet8", "cifar10_16", "ResNet-8, CIFAR-10 (10,000 images at 16x16), 10 passes", 10),
+    Task("resnet20", "cifar10_16", "ResNet-20, the same, 10 passes", 10),
+    Task("wrn16_2", "cifar10_16", "WRN-16-2, the same, 5 passes", 5),
+    Task("resnet20", "mnist", "ResNet-20, MNIST, 1 pass", 1),
+    Task("wrn16_2", "mnist", "WRN-16-2, MNIST, 1 pass", 1),
 )
-CASES: dict[str, Case] = {}
-for _t in TASKS:
-    CASES[_t.serial] = Case(_t.file, f"{_t.words}, serial", _t.settings, "serial")
-    for _cast, _filter in FILTERS.items():
-        for _rule in RULES:
-            for _k in STAGES:
-                CASES[_t.case_of(_rule, _cast, _k)] = Case(
-                    _t.file,
-                    f"{_t.words}, {_rule}, {_cast}, K={_k}",
+_CONTROLS: dict[str, Callable[[Task, int], int]] = {
+    "serial, exact passes only": Task.exact_only,
+    "serial, same time": Task.same_time,
+}
+
+
+def _cases(task: Task) -> dict[str, Case]:
+    passes = (*task.settings, f"epochs={task.passes}")
+    found = {task.serial: Case(task.data, f"{task.words}, serial", passes, "serial")}
+    for k in STAGES:
+        for num in filter(None, (control(task, k) for control in _CONTROLS.values())):
+            label = f"{task.words}, serial, {num} passes only"
+            settings = (*task.settings, f"epochs={num}")
+            found[task.shorter(num)] = Case(task.data, label, settings, "serial")
+    for cast, filter_ in FILTERS.items():
+        for rule in RULES:
+            for k in STAGES:
+                found[task.case_of(rule, cast, k)] = Case(
+                    task.data,
+                    f"{task.words}, {rule}, {cast}, K={k}",
                     (
-                        *_t.settings,
-                        f"num_stages={_k}",
-                        f"method={_rule}",
-                        f"filters={_filter}",
-                        f"parallel.micro_batches={2 if _k == 2 else 4}",
+                        *passes,
+                        f"num_stages={k}",
+                        f"method={rule}",
+                        f"filters={filter_}",
+                        f"parallel.micro_batches={2 if k == 2 else 4}",
                     ),
                     "one process",
                 )
+    return found
+
+
+CASES = {name: case for task in TASKS for name, case in _cases(task).items()}
+
+_HEAD = """\
+Test accuracy, mean +- std (seeds). "Same time" is by wall-clock on two cores for K=2, by K equal
+devices with free exchange for more (`study.md`).
+"""
 
 
 def write_rules(results: Path, page: Path) -> None:
     """Write the table; of a task that has no run yet nothing, and a dash for a missing cell."""
-    rows = ["Test accuracy, mean of as many seeds.", ""]
-    rows += table_head(["task", "rule", "filter", *(f"K={k}" for k in STAGES)])
+    rows = [_HEAD, *table_head(["task", "rule", "filter", *(f"K={k}" for k in STAGES)])]
     for task in TASKS:
-        if not any(results.glob(f"rule-{task.name}-*.jsonl")):
-            continue
-        serial = cell(results, task.serial)
-        rows.append(f"| {task.words} | serial | none | {serial} |" + " |" * (len(STAGES) - 1))
-        for rule in RULES:
-            for cast in FILTERS:
-                cells = [cell(results, task.case_of(rule, cast, k)) for k in STAGES]
-                if any(found != "-" for found in cells):
-                    rows.append(f"| | {rule} | {cast} | " + " | ".join(cells) + " |")
+        if any(results.glob(f"rule-{task.name}-*.jsonl")):
+            rows += _block(results, task)
     page.write_text("\n".join(rows) + "\n")
+
+
+def _block(results: Path, task: Task) -> list[str]:
+    serial = spread(finals(results, task.serial))
+    rows = [f"| {task.words} | serial | none | {serial} |" + " |" * (len(STAGES) - 1)]
+
+    def add(rule: str, cast: str, cells: list[str]) -> None:
+        if any(not found.endswith("-") for found in cells):
+            rows.append(f"| | {rule} | {cast} | " + " | ".join(cells) + " |")
+
+    for words, control in _CONTROLS.items():
+        nums = [control(task, k) for k in STAGES]
+        shorter = [spread(finals(results, task.shorter(num))) if num else "-" for num in nums]
+        add(words, "none", [f"{n}: {cell}" for n, cell in zip(nums, shorter, strict=True)])
+    for rule in RULES:
+        for cast in FILTERS:
+            names = [task.case_of(rule, cast, k) for k in STAGES]
+            add(rule, cast, [spread(finals(results, name)) for name in names])
+    return rows

@@ -97,7 +97,7 @@ def free_cost(num_stages: int, exact: float) -> float:
 
 # Of one core's serial speed on two cores, benchmarks/speed/table.md: the parallel phase is 1.697
 # times as fast, the correction phase 1.364 times.
-_K2_COST = 0.9 / 1.697 + 0.1 / 1.364
+K2_COST = 0.9 / 1.697 + 0.1 / 1.364
 _MEASURED, _COUNTED = "wall-clock on two cores", "K equal devices, exchange free"
 
 
@@ -124,7 +124,7 @@ _DEFAULT_SGD = ("optimizer.lr=0.23", "optimizer.momentum=0.85")
 def _k2(passes: int, words: str = "", *more: str) -> Hybrid:
     settings = ("num_stages=2", *more)
     return Hybrid(
-        "resnet8", passes, f"K=2, 2x2 fp16{words}", settings, _K2_COST, _MEASURED, exact=0.1
+        "resnet8", passes, f"K=2, 2x2 fp16{words}", settings, K2_COST, _MEASURED, exact=0.1
     )
 
 
@@ -136,8 +136,8 @@ def _more_stages(
     return Hybrid(model, passes, words, settings, cost, _COUNTED, exact=0.15)
 
 
-def _pooled(num_stages: int) -> str:
-    """Return the filters of `K4_BEST`."""
+def pooled_filters(num_stages: int) -> str:
+    """Return the setting of `K4_BEST`'s filters."""
     behind = ["{pool: 2, cast: int8}"] * (num_stages - 2)
     return f"filters=[{', '.join(['{pool: 1, cast: int8}', *behind])}]"
 
@@ -146,11 +146,11 @@ _BEST = K4_BEST.removeprefix("K=4, ")
 HYBRIDS = [
     *(_k2(n) for n in (20, 40)),
     *(_more_stages("resnet8", 4, n) for n in (20, 40)),
-    *(_more_stages("resnet8", 4, n, _BEST, _pooled(4)) for n in (20, 40)),
+    *(_more_stages("resnet8", 4, n, _BEST, pooled_filters(4)) for n in (20, 40)),
     _k2(20, f", {STEP_SIZE}", *_DEFAULT_SGD),
-    _more_stages("resnet8", 4, 20, f"{_BEST}, {STEP_SIZE}", _pooled(4), *_DEFAULT_SGD),
+    _more_stages("resnet8", 4, 20, f"{_BEST}, {STEP_SIZE}", pooled_filters(4), *_DEFAULT_SGD),
     _more_stages("resnet20", 8, 40, "int8", "batch_size=96"),
-    _more_stages("resnet20", 8, 40, _BEST, _pooled(8), "batch_size=96"),
+    _more_stages("resnet20", 8, 40, _BEST, pooled_filters(8), "batch_size=96"),
 ]
 
 

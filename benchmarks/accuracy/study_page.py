@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 
 from scipy import stats
 
 from benchmarks.accuracy.study import CASES, COMPARISONS, SERIAL, Comparison
+from benchmarks.finals import finals, spread
 
 _HEAD = """\
 10,000 images of CIFAR-10 at 16x16, batch 100 (ResNet-20: 96), crops and flips, SGD with cosine, lr
@@ -29,7 +29,7 @@ def write_study(results: Path, page: Path) -> None:
     ]
     for row in COMPARISONS:
         found = {
-            part: _finals(results, getattr(row, part))
+            part: finals(results, getattr(row, part))
             for part in ("hybrid", "full", "exact_only", "same_time")
         }
         if found["hybrid"] and (row.controls == SERIAL or found["full"] or found["exact_only"]):
@@ -41,11 +41,11 @@ def _row(row: Comparison, found: dict[str, dict[int, float]]) -> str:
     hybrid, full = found["hybrid"], found["full"]
     shared = sorted(hybrid.keys() & full.keys())
     paired = [100 * (hybrid[seed] - full[seed]) for seed in shared]
-    cells = [CASES[row.hybrid].label, _spread(hybrid), row.controls, _spread(full)]
-    cells += [_spread({seed: full[seed] for seed in shared}), interval(paired)]
+    cells = [CASES[row.hybrid].label, spread(hybrid), row.controls, spread(full)]
+    cells += [spread({seed: full[seed] for seed in shared}), interval(paired)]
     for part in ("exact_only", "same_time"):
         num = CASES[getattr(row, part)].label.split(", ")[1]
-        cells.append(f"{num}: {_spread(found[part])}" if found[part] else "-")
+        cells.append(f"{num}: {spread(found[part])}" if found[part] else "-")
     cells[-1] += f" ({row.time})" if found["same_time"] else ""
     cells.append(verdict(hybrid, found["exact_only"], found["same_time"]))
     return "| " + " | ".join(cells) + " |"
@@ -57,26 +57,10 @@ def verdict(hybrid: dict[int, float], *controls: dict[int, float]) -> str:
         return "-"
     if any(len(values) < 3 for values in (hybrid, *controls)):
         return "too few seeds"
-    spread = max(statistics.stdev(values.values()) for values in (hybrid, *controls))
+    largest = max(statistics.stdev(values.values()) for values in (hybrid, *controls))
     mean = statistics.mean(hybrid.values())
     gain = min(mean - statistics.mean(control.values()) for control in controls)
-    return "yes" if gain > spread else "**no**"
-
-
-def _finals(results: Path, name: str) -> dict[int, float]:
-    """Return the last test accuracy of each seed."""
-    found = {}
-    for path in results.glob(f"{name}-seed*.jsonl"):
-        last = json.loads(path.read_text().splitlines()[-1])
-        found[int(path.stem.rpartition("seed")[2])] = last["test_accuracy"]
-    return found
-
-
-def _spread(values: dict[int, float]) -> str:
-    if not values:
-        return "-"
-    spread = f" +- {statistics.stdev(values.values()):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values.values()):.4f}{spread} ({len(values)})"
+    return "yes" if gain > largest else "**no**"
 
 
 def interval(points: list[float]) -> str:

@@ -17,8 +17,20 @@ from tests.tiny import differing, run_reference, tiny_config
 @pytest.mark.parametrize("setting", gpu.SETTINGS)
 def test_every_setting_is_a_configuration(setting: str, tmp_path: Path):
     config = gpu.configure("resnet20", setting, 1, str(tmp_path))
-    assert (config.seed, config.epochs) == (1, gpu.EPOCHS)
-    assert config.num_stages == {"serial": 1, "k2": 2, "k4": 4}[setting]
+    is_hybrid = setting in ("k2", "k4", "k4-int8")
+    assert config.num_stages == (int(setting[1]) if is_hybrid else 1)
+    assert (config.epochs < gpu.EPOCHS) == setting.endswith(("-only", "-time"))
+
+
+def test_controls_have_the_exact_passes_and_the_time_of_their_hybrid():
+    """Of 30: a tenth and .15 are 3 and 4.5; K=2 takes .604 of serial's time, K=4 .278."""
+    lengths = {name: row.epochs for name, row in gpu.SETTINGS.items() if row.epochs < 30}
+    assert lengths == {
+        "k2-exact-only": 3,
+        "k2-same-time": 19,
+        "k4-exact-only": 5,
+        "k4-same-time": 9,
+    }
 
 
 def test_a_run_goes_on_where_the_last_sitting_left_it(tmp_path: Path):
