@@ -71,6 +71,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
+def service(tmp_path: Path) -> Service:
+    """One that does not listen; its cluster has two CPUs."""
+    return Service(tmp_path / "jobs", ScriptedCluster((2, 0)))
+
+
+@pytest.fixture
 def served(serve: Serve) -> Served:
     return serve()
 

@@ -183,5 +183,9 @@ SEARCH_FILE: dict[str, Any] = {
 }
 
 
+def with_search(**changes: Any) -> dict[str, Any]:
+    return {**SEARCH_FILE, "search": {**SEARCH_FILE["search"], **changes}}
+
+
 def search_request(tree: dict[str, Any] | None = None, **changes: Any) -> SearchRequest:
     return SearchRequest.model_validate({"search_file": tree or SEARCH_FILE, **changes})

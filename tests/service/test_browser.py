@@ -16,7 +16,7 @@ from laminar.config import Config
 from service.jobs.models import JobRequest
 from service.jobs.store import LOG
 from tests.service.conftest import Serve, Served
-from tests.service.test_searches import epoch_of, write_ledger
+from tests.service.ledgers import epoch_of, write_ledger
 from tests.unit.test_report import metrics_line, timeline_line
 
 expect.set_options(timeout=30_000)  # a busy machine is no failure

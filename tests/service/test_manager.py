@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from laminar.errors import ConfigError
-from laminar.storage import Storage
-from service.jobs import dispatcher, entry
+from service.jobs import dispatcher
 from service.jobs.dispatcher import submission_id
 from service.jobs.manager import Conflict
-from service.jobs.models import AttemptReport, JobStatus, Versions
-from service.jobs.searches import confined_search
-from service.jobs.settings import Settings
-from service.jobs.store import TooManyJobs
-from service.jobs.versions import differences, versions_here
 from tests.service.scripted_cluster import (
-    VERSIONS,
     ScriptedCluster,
     Service,
-    request,
-    search_request,
 )
-from tests.tiny import tiny_config
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(tmp_path / "jobs", ScriptedCluster((2, 0)))
 
 
 @pytest.fixture
@@ -301,169 +283,9 @@ def test_a_folder_that_is_no_job_is_told_and_left_alone(
     assert service.run(job_id).exists()
 
 
-def test_the_same_key_is_the_same_job_even_after_a_restart(service: Service):
-    first = service.submit(key="k")
-    assert service.submit(key="k") == first
-    service.restart()
-    assert service.submit(key="k") == first
-    assert service.submit(owner="bob", key="k") != first
-    with pytest.raises(Conflict, match=first):
-        service.submit(key="k", priority=7)
-    assert len(service.store.ids()) == 2
-
-
-def test_a_person_has_a_place_in_the_queue_and_no_more(tmp_path: Path):
-    service = Service(tmp_path, ScriptedCluster(), max_queued_per_user=2)
-    first, _ = service.submit(key="k"), service.submit()
-    with pytest.raises(TooManyJobs, match="ada has 2 queued jobs"):
-        service.submit()
-    assert service.submit(key="k") == first  # sent again, it takes no further place
-    service.submit(owner="bob")
-
-
-def test_what_was_taken_is_known_again_whatever_has_changed_since(tmp_path: Path):
-    """Sent again after the cluster's upgrade, or after its data was moved."""
-    root = tmp_path / "data"
-    (root / "set").mkdir(parents=True)
-    service = Service(tmp_path / "jobs", ScriptedCluster((2, 0)), data_roots=(root,))
-    config = tiny_config().model_dump(mode="json") | {"data": {"name": "mnist", "root": "set"}}
-    sent = request(config=config, versions=versions_here())
-    job, _ = service.manager.submit(sent, "ada", "k")
-    service.cluster.known_versions = versions_here().model_copy(update={"torch": "1.0"})
-    service.tick()
-    assert service.manager.submit(sent, "ada", "k") == (service.store.job(job.id), False)
-    (root / "set").rename(root / "other")
-    (root / "set").symlink_to("/etc")
-    assert service.manager.submit(sent, "ada", "k")[0].id == job.id
-    with pytest.raises(Conflict, match=job.id):
-        service.manager.submit(sent.model_copy(update={"priority": 7}), "ada", "k")
-    with pytest.raises(ConfigError, match="must agree on versions"):
-        service.manager.submit(sent, "ada", "another key")
-
-
-def test_versions_are_compared_with_the_cluster(service: Service):
-    service.tick()
-    ours = versions_here()
-    service.cluster.known_versions = ours.model_copy(update={"torch": "1.0"})
-    service.tick()
-    with pytest.raises(ConfigError, match=r"client and cluster must agree .*torch"):
-        service.manager.submit(request(versions=ours), "ada")
-    service.manager.submit(request(), "ada")
-
-
-def test_differences_count_what_matters():
-    assert differences(VERSIONS, VERSIONS) == []
-    assert differences(VERSIONS, Versions(torch="2.15.0+cpu", python="3.11.9")) == []
-    assert differences(VERSIONS, Versions(torch="2.14.0")) == ["torch 2.15.0 and 2.14.0"]
-    assert differences(VERSIONS, Versions(python="3.12.1")) == ["python 3.11.1 and 3.12.1"]
-
-
 def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_read(service: Service):
     first, second = service.submit(), service.submit()
     (service.folder / first / "job.json").write_text("{")
     service.restart()
     assert service.store.ids() == [second]
     assert service.store.unreadable == [first]
-
-
-# -- the driver --------------------------------------------------------------------------------
-
-
-def test_the_driver_writes_what_the_service_reads(tmp_path: Path):
-    from laminar import progress as events
-
-    reporter = entry.Reporter(tmp_path, 1)
-    path = tmp_path / "attempts/0001.json"
-
-    def told() -> AttemptReport:
-        return AttemptReport.model_validate_json(path.read_bytes())
-
-    reporter.starting()
-    assert told().phase == "starting"
-    figures = {"samples_per_s": 1.0, "eta_s": 2.0, "loss": 3.0, "accuracy": 0.5}
-    reporter(events.Progress(1, 2, "starting", 0, 10, None, None, None, None))
-    assert told().phase == "starting"
-    reporter(events.Progress(1, 2, "parallel", 1, 10, **figures))
-    reporter(events.Progress(1, 2, "parallel", 2, 10, **figures))  # within a second: not written
-    assert (told().phase, told().progress.num_batches_done) == ("running", 1)
-    reporter.ended("stopped", "asked for")
-    assert (told().outcome, told().progress.num_batches_done) == ("stopped", 2)
-
-
-def test_the_driver_heeds_a_stop_and_gives_way_to_a_later_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    exits: list[int] = []
-
-    def leave(code: int) -> None:
-        exits.append(code)
-        raise SystemExit(code)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(entry, "_WATCH_S", 0.0)
-    status = {"state": "stopping", "at": "2026-01-01T00:00:00Z", "reason": "", "attempt": 1}
-    (tmp_path / "status.json").write_text(json.dumps({"history": [status]}))
-    calls: list[int] = []
-    home = Storage.open(str(tmp_path))
-
-    def give_up() -> None:
-        """The driver lets go, and meanwhile the service starts another."""
-        calls.append(1)
-        later = json.dumps({"history": [status | {"attempt": 2}]})
-        (tmp_path / "status.json").write_text(later)
-
-    with pytest.raises(SystemExit):
-        entry.watch(home, 1, give_up)
-    (tmp_path / "status.json").unlink()
-    with pytest.raises(SystemExit):
-        entry.watch(home, 2, lambda: calls.append(2))
-    assert (calls, exits) == ([1], [3, 4])
-
-
-def test_a_run_directory_is_trained_by_what_its_folder_says(service: Service):
-    """A configuration whose file has been moved since is refused by the driver, not read."""
-    root = service.folder.parent / "data"
-    root.mkdir()
-    service.settings = Settings(data_roots=(root,))
-    service.restart()
-    config = tiny_config().model_copy(update={"data": {"name": "mnist", "root": "set"}})
-    (root / "set").mkdir()
-    body = config.model_dump(mode="json", warnings=False)
-    job, _ = service.manager.submit(request(config=body), "ada")
-    assert job.config.data.root == str(root / "set")
-    (root / "set").rename(root / "other")
-    (root / "set").symlink_to("/etc")
-    service.tick()
-    status = service.store.status(job.id)
-    assert isinstance(status, JobStatus)
-    spec = service.store.spec(job.id)
-    with pytest.raises(ConfigError, match=r"data\.root must lead where it led"):
-        entry.check(spec)
-
-
-@pytest.mark.parametrize("kind", ["train", "search"])
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_leads_out_of_its_data_set_by_now_is_refused(
-    service: Service, split: str, kind: str
-):
-    """One that is a link within it may stay one."""
-    root = service.folder.parent / "data"
-    for name in ("set/2026_train", "set/val", "elsewhere"):
-        (root / name).mkdir(parents=True)
-    (root / "set/train").symlink_to("2026_train")
-    service.settings = Settings(data_roots=(root,))
-    service.restart()
-    data = {"name": "image_folder", "root": "set", "train_split": "train", "test_split": "val"}
-    if kind == "search":
-        tree = {"data": data, "search": {"num_trials": 1}}
-        asked: Any = search_request(confined_search(tree, [root]))
-        spec = service.store.spec(service.submit()).model_copy(update={"request": asked})
-    else:
-        config = tiny_config().model_dump(mode="json") | {"data": data}
-        spec = service.store.spec(service.manager.submit(request(config=config), "ada")[0].id)
-    entry.check(spec)
-    (root / "set" / split).rename(root / "set/old")
-    (root / "set" / split).symlink_to(root / "elsewhere")
-    key = {"train": "train_split", "val": "test_split"}[split]
-    with pytest.raises(ConfigError, match=rf"data\.{key} must be inside a folder"):
-        entry.check(spec)

@@ -16,11 +16,6 @@ from service.jobs.store import TooManyJobs
 from tests.service.scripted_cluster import ScriptedCluster, Service
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(tmp_path / "jobs", ScriptedCluster((2, 0)))
-
-
 @pytest.mark.parametrize("how", ["failed", "no_room", "refused", "is gone"])
 def test_a_stop_that_comes_while_a_failure_is_dealt_with_is_not_lost(
     service: Service, how: str, monkeypatch: pytest.MonkeyPatch

@@ -22,8 +22,8 @@ from schemathesis.specs.openapi.checks import (
 from service.api.app import create_app
 from service.api.auth import Tokens
 from service.api.context import ApiSettings
+from tests.service.ledgers import write_ledger
 from tests.service.scripted_cluster import ScriptedCluster, Service
-from tests.service.test_searches import write_ledger
 from tests.unit.test_report import timeline_line
 
 CHECKS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,63 +10,23 @@ import httpx
 import pytest
 import yaml
 
-from laminar.errors import ConfigError
 from laminar.storage import Storage
-from service.api.streams import parse_lines
 from service.client import LaminarClient, ServiceError
-from service.commands.in_words import ledger_line
-from service.jobs import entry
 from service.jobs.admission import fitting
 from service.jobs.manager import Conflict
-from service.jobs.models import AttemptReport, JobRequest, Needs, NodeInfo
-from service.jobs.search_driver import is_barren, outcome_of, progress_of
+from service.jobs.models import Needs, NodeInfo
 from service.jobs.searches import estimate_search
-from service.jobs.settings import Settings
 from service.jobs.store import JobStore
 from tests.service.conftest import Served
+from tests.service.ledgers import write_ledger
 from tests.service.scripted_cluster import (
     SEARCH_FILE,
-    ScriptedCluster,
     Service,
     request,
     search_request,
+    with_search,
 )
 from tests.service.test_commands import Laminar, here  # noqa: F401 - a fixture
-from tuning.config import parse_search
-from tuning.ledger import Ledger
-from tuning.search import SearchResult
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(tmp_path / "jobs", ScriptedCluster((2, 0)))
-
-
-def with_search(**changes: Any) -> dict[str, Any]:
-    return {**SEARCH_FILE, "search": {**SEARCH_FILE["search"], **changes}}
-
-
-def epoch_of(epoch: int, accuracy: float, *, is_last: bool = False) -> dict[str, Any]:
-    return {
-        "epoch": epoch, "num_epochs": 2, "test_accuracy": accuracy, "seconds": 1.0,
-        "epoch_cut_bytes": 10, "done": is_last,
-    }  # fmt: skip
-
-
-def write_ledger(run: Path) -> Ledger:
-    """What a search leaves: a trial that was finished, one that failed, one under way."""
-    run.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(run)
-    ledger.begin()
-    for name, lr in (("aa", 0.02), ("bb", 0.05), ("cc", 0.09)):
-        ledger.note(name, {"optimizer.lr": lr}, "running")
-    ledger.report("aa", {"optimizer.lr": 0.02}, epoch_of(1, 0.5))
-    ledger.report("aa", {"optimizer.lr": 0.02}, epoch_of(2, 0.75, is_last=True))
-    ledger.note("aa", {"optimizer.lr": 0.02}, "finished")
-    ledger.note("bb", {"optimizer.lr": 0.05}, "failed", "a stage died")
-    ledger.report("cc", {"optimizer.lr": 0.09}, epoch_of(1, math.inf))
-    return ledger
-
 
 # -- what is asked for -----------------------------------------------------------------------------
 
@@ -180,163 +139,6 @@ def test_groups_are_as_many_as_the_empty_cluster_has_room_for():
     assert fitting(wanted.model_copy(update={"cpus": 5.0}), nodes).num_groups == 1
 
 
-# -- what is refused -------------------------------------------------------------------------------
-
-OUTSIDE = "must be inside a folder that the service allows"
-MNIST = {"name": "mnist", "root": "set"}
-FOLDER = {"name": "image_folder", "root": "set"}
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("root", {"data": {**MNIST, "root": "/etc"}}, OUTSIDE),
-    ("root among others", {"data": {**MNIST, "root": {"choice": ["set", "../.."]}}}, OUTSIDE),
-    ("data among others", {"data": {"choice": [MNIST, {**MNIST, "root": "link"}]}}, OUTSIDE),
-    (
-        "far down",
-        {"together": {"choice": [{"data": {**MNIST, "root": {"grid": [{"choice": ["/etc"]}]}}}]}},
-        OUTSIDE,
-    ),
-    ("one of very many", {"data": {**MNIST, "root": {"choice": ["a"] * 999 + ["/"]}}}, OUTSIDE),
-    ("weights", {"model": {"weights": {"choice": [None, "/root/.ssh/id_rsa"]}}}, OUTSIDE),
-    ("split", {"data": {**FOLDER, "train_split": {"choice": ["train", "../.."]}}}, OUTSIDE),
-    ("linked split", {"data": {**FOLDER, "root": ".", "test_split": "link"}}, OUTSIDE),
-    (
-        "folders without end",
-        {"data": {**FOLDER, "train_split": {"choice": [str(n) for n in range(1001)]}}},
-        "not try more than 1000 folders",
-    ),
-    ("cache", {"data": {**FOLDER, "cache_dir": {"choice": [None, "/x"]}}}, "must be left out"),
-    ("scratch", {"stored": {"scratch_dir": "/var/tmp"}}, "scratch_dir must be left out"),
-    ("own network", {"model": {"name": {"choice": ["resnet8", "custom"]}}}, "never code"),
-    ("own loss", {"loss": {"choice": [{"name": "custom"}]}}, "data and never code"),
-    ("epochs without end", {"epochs": {"randint": [1, 10**9]}}, "epochs must be <="),
-    ("trials without end", with_search(num_trials=10**9), "search.num_trials must be <="),
-    ("seeds without end", with_search(seeds=10**6), "search.seeds must be <="),
-    ("huge bound", {"optimizer": {"lr": {"uniform": [0, 10**400]}}}, "list of finite numbers"),
-    ("huge range", {"optimizer": {"lr": {"quniform": [-1e308, 1e308, 1e-9]}}}, "can measure"),
-    ("tiny step", {"optimizer": {"lr": {"quniform": [0.1, 1e300, 1e-300]}}}, "a multiple of its"),
-    (
-        "a grid without end",
-        {
-            **with_search(algorithm="grid", num_trials=None),
-            "together": {"grid": [{"optimizer": {"lr": n}} for n in range(1, 200)]},
-            "seed": {"grid": list(range(200))},
-            "optimizer": {},
-        },
-        "must have <= 10,000 combinations",
-    ),
-    ("no distribution", {"optimizer": {"lr": 0.1}}, "must vary at least one value"),
-    ("unknown key", with_search(trials=3), "`search.trials` must be a known key"),
-    ("unknown key of the training", {"epochss": 3}, "did you mean `epochs`?"),
-    ("a corner that is none", {"optimizer": {"lr": {"uniform": [-1, 1]}}}, "greater than 0"),
-    ("a plan that is none", {"num_stages": {"choice": [2, 9]}}, "num_stages must be <= number of"),
-    ("a section of another kind", {"search": 5}, "`search` must be"),
-]  # fmt: skip
-
-
-@pytest.fixture
-def fenced(service: Service, tmp_path: Path) -> Service:
-    root = tmp_path / "data"
-    (root / "set").mkdir(parents=True)
-    (root / "link").symlink_to("/etc")
-    service.settings = Settings(data_roots=(root,))
-    service.restart()
-    return service
-
-
-@pytest.mark.parametrize(("name", "changes", "words"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_a_search_is_data_never_code_and_within_measure(
-    fenced: Service, name: str, changes: dict[str, Any], words: str
-):
-    with pytest.raises(ConfigError) as refused:
-        fenced.submit_search(tree={**SEARCH_FILE, **changes})
-    assert words in str(refused.value)
-    assert fenced.store.ids() == []
-
-
-def test_a_search_too_deep_is_refused(fenced: Service):
-    tree: Any = 1
-    for _ in range(200):
-        tree = [tree]
-    with pytest.raises(ConfigError, match="must have <= 50 levels"):
-        fenced.submit_search(tree={**SEARCH_FILE, "cuts": tree})
-
-
-def test_paths_are_within_the_first_root_and_nobodys_home(fenced: Service, tmp_path: Path):
-    """Also where `laminar tune` would expand them; and the driver finds a link that was moved."""
-    choice = [{"name": "synthetic"}, {"name": "cifar10", "root": "~root"}]
-    found = fenced.manager._checked(search_request({**SEARCH_FILE, "data": {"choice": choice}}))
-    tree = found.search_file
-    root = tmp_path / "data" / "~root"
-    assert tree["data"]["choice"][1]["root"] == str(root)
-    assert parse_search(tree).tree == tree
-    spec = fenced.store.spec(fenced.submit_search())
-    spec = spec.model_copy(update={"request": found})
-    entry.check(spec)
-    root.symlink_to("/etc")
-    with pytest.raises(ConfigError, match=r"data\.root must lead where it led"):
-        entry.check(spec)
-
-
-BODIES: list[tuple[dict[str, Any], str]] = [
-    ({"kind": "search"}, "`search_file`: Field required"),
-    ({"kind": "search", "search_file": []}, "`search_file`: Input should be"),
-    ({"kind": "search", "search_file": {}, "config": {}}, "`config`: Extra inputs"),
-    ({"kind": "search", "search_file": SEARCH_FILE, "keep": 2}, "`keep`: Extra inputs"),
-    ({"kind": "train", "search_file": SEARCH_FILE}, "`search_file`: Extra inputs"),
-    ({"kind": "Search", "search_file": SEARCH_FILE}, "is train or search"),
-    ({"kind": ["search"]}, "is train or search"),
-    ({"kind": "search", "search_file": {"epochs": 2}}, "must vary at least one value"),
-    ({"kind": "search", "search_file": SEARCH_FILE, "priority": 1000}, "`priority`: Input"),
-]
-
-
-@pytest.mark.parametrize(("body", "words"), BODIES)
-def test_a_body_that_is_no_search_is_one_clear_problem(
-    served: Served, body: dict[str, Any], words: str
-):
-    for path in ("jobs", "estimate"):
-        answer = httpx.post(f"{served.url}/v1/{path}", json=body)
-        assert (answer.status_code, answer.json()["status"]) == (422, 422), answer.text
-        assert words in answer.json()["detail"]
-    assert served.store.ids() == []
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (
-            b'{"choice":["\\ud800"]}',
-            "texts of a search file must be of whole characters",
-        ),
-        (b'{"\\udfff":1}', "texts of a search file must be of whole characters"),
-        (
-            b'{"uniform":[0,1e999]}',
-            "`search_file.epochs.uniform.1`: Input should be a finite number",
-        ),
-    ],
-)
-def test_what_no_file_can_hold_is_refused(served: Served, value: bytes, words: str):
-    content = b'{"kind":"search","search_file":{"epochs":' + value + b"}}"
-    headers = {"Content-Type": "application/json"}
-    answer = httpx.post(f"{served.url}/v1/jobs", content=content, headers=headers)
-    assert (answer.status_code, words in answer.json()["detail"]) == (422, True), answer.text
-
-
-def test_a_pasted_search_is_read_as_data(served: Served):
-    def read(text: str, path: str = "search-file") -> httpx.Response:
-        return httpx.post(f"{served.url}/v1/{path}", json={"text": text})
-
-    assert read(yaml.safe_dump(SEARCH_FILE)).json() == SEARCH_FILE
-    for text, words in (
-        ("a: &a [x]\nb: *a", "an alias"),
-        ("epochs: [", "valid YAML"),
-        ("a:\n  choice: [x, 2001-01-01]", "`a.choice.1` must be text, a number"),
-    ):
-        answer = read(text)
-        assert (answer.status_code, words in answer.json()["detail"]) == (422, True), answer.text
-    answer = read("search: {}", "config")
-    assert "of one training" in answer.json()["detail"]
-
-
 # -- what is told of it ----------------------------------------------------------------------------
 
 
@@ -423,74 +225,3 @@ def test_submit_knows_a_search_by_its_section(here: Served, laminar: Laminar):  
     code, _, err = laminar("submit", "dated.yaml")
     assert (code, "put quotes around a date" in err) == (2, True)
     assert here.store.ids() == [job_id]
-
-
-# -- the driver ------------------------------------------------------------------------------------
-
-
-def test_the_driver_tells_where_a_search_is(tmp_path: Path):
-    reporter = entry.Reporter(tmp_path, 1)
-    found = parse_search(SEARCH_FILE)
-    trials = list(write_ledger(tmp_path / "run").trials.values())
-
-    def told() -> AttemptReport:
-        return AttemptReport.model_validate_json((tmp_path / "attempts/0001.json").read_bytes())
-
-    reporter.starting()
-    reporter.search(progress_of(found.settings, 3, trials[:1]))
-    assert (told().phase, told().search_progress.num_done) == ("running", 1)
-    reporter.search(progress_of(found.settings, 3, trials))  # within a second: not written
-    assert told().search_progress.num_done == 1
-    reporter.ended("stopped", "asked for")
-    progress = told().search_progress
-    assert (progress.num_trials, progress.num_done, progress.num_running) == (3, 2, 1)
-    assert (progress.best_trial, progress.best) == (0, {"test_accuracy": 0.75})
-
-
-def test_what_came_of_a_search_is_said_in_words(tmp_path: Path):
-    found = parse_search(SEARCH_FILE)
-    done, failed, running = trials = tuple(write_ledger(tmp_path / "a").trials.values())
-    result = SearchResult(str(tmp_path), trials, (done,), is_complete=False)
-    assert outcome_of(found, result) == ("stopped", "stopped; 2 of 3 trials are done")
-    result = SearchResult(str(tmp_path), (done,), (done,), is_complete=True)
-    assert outcome_of(found, result) == (
-        "succeeded", "best of 1 trials: number 0, test_accuracy 0.75",
-    )  # fmt: skip
-    result = SearchResult(str(tmp_path), (done, done), (done, done), is_complete=True)
-    assert outcome_of(found, result)[1] == "2 of 2 trials are on the Pareto front"
-    result = SearchResult(str(tmp_path), (failed,), (), is_complete=True)
-    assert outcome_of(found, result) == ("refused", "no trial came to an end: a stage died")
-    assert running.status == "running"
-
-
-def test_only_a_search_of_which_all_failed_tries_those_again(tmp_path: Path):
-    ledger = Ledger(tmp_path)
-    assert not is_barren(tmp_path)
-    ledger.note("a", {}, "failed", "no")
-    assert is_barren(tmp_path)
-    ledger.note("b", {}, "finished")
-    assert not is_barren(tmp_path)
-
-
-def test_the_kinds_of_requests_are_told_apart():
-    """As the spec of a job on storage holds them."""
-    from pydantic import TypeAdapter
-
-    from service.jobs.models import AnyRequest
-
-    adapter = TypeAdapter[Any](AnyRequest)
-    for one in (JobRequest(), search_request()):
-        assert adapter.validate_json(one.model_dump_json()) == one
-    assert adapter.validate_python({}) == JobRequest()
-
-
-def test_lines_of_a_ledger_are_told_in_words(tmp_path: Path):
-    write_ledger(tmp_path)
-    lines = parse_lines((tmp_path / "trials.jsonl").read_bytes())
-    assert [ledger_line(line) for line in lines if ledger_line(line)][3:] == [
-        "trial aa epoch 1: test accuracy 0.5",
-        "trial aa epoch 2: test accuracy 0.75",
-        "trial aa finished",
-        "trial bb failed: a stage died",
-        "trial cc epoch 1: test accuracy not finite",
-    ]

@@ -18,7 +18,7 @@ from service.api.app import create_app
 from service.api.telemetry import JobCollector
 from service.jobs.store import SPEC
 from tests.service.conftest import Served
-from tests.service.scripted_cluster import ScriptedCluster, Service
+from tests.service.scripted_cluster import Service
 
 Samples = dict[str, list[dict[str, str]]]
 
@@ -30,11 +30,6 @@ def collected(service: Service) -> dict[str, float]:
         for sample in family.samples:
             found[" ".join((sample.name, *sample.labels.values()))] = sample.value
     return found
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(tmp_path / "jobs", ScriptedCluster((2, 0)))
 
 
 def fail(service: Service, job_id: str) -> None:
