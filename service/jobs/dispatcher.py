@@ -34,8 +34,10 @@ _log = logging.getLogger("laminar.service")
 
 _ROOM_PAUSE_S = 15.0
 _RETRY_PAUSE_S = 5.0
-_APART_S = 0.2
-"""Between two rounds at least: each looks at the whole queue, and a burst of submissions is one."""
+_QUIET_S = 0.2
+"""Without another request, before a round: of jobs that come together the first is to start."""
+_LONGEST_S = 1.0
+"""That a round waits for such a moment."""
 _LAG_S = 10.0
 """Ray's account of what is in use is up to five seconds old."""
 
@@ -97,10 +99,16 @@ class Dispatcher:
                 self.tick()
             except Exception:  # one bad tick must not end all the others
                 _log.exception("a round of the dispatcher failed")
-            ended = time.monotonic()
             self._wake.wait(interval_s)
-            self._closed.wait(ended + _APART_S - time.monotonic())
+            self._wait_for_quiet()
+
+    def _wait_for_quiet(self) -> None:
+        """Let a burst of requests pass, which may end with the one of highest priority."""
+        until = time.monotonic() + _LONGEST_S
+        while self._wake.is_set() and not self._closed.is_set() and time.monotonic() < until:
             self._wake.clear()
+            self._wake.wait(_QUIET_S)
+        self._wake.clear()
 
     def wake(self) -> None:
         """Let `run` go round soon: something was asked for."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.jobs import dispatcher
-from service.jobs.dispatcher import submission_id
+from service.jobs.dispatcher import Dispatcher, submission_id
 from service.jobs.manager import Conflict
 from tests.service.scripted_cluster import (
     ScriptedCluster,
@@ -32,6 +35,20 @@ def started(service: Service, **changes: Any) -> str:
     service.tick()
     assert service.state(job_id) == "starting"
     return job_id
+
+
+@contextmanager
+def running(loop: Dispatcher) -> Iterator[None]:
+    """Let a dispatcher run in its thread; the first round is over when the block begins."""
+    thread = threading.Thread(target=loop.run, args=(600.0,))
+    thread.start()
+    try:
+        while not loop.ticked_at:
+            time.sleep(0.01)
+        yield
+    finally:
+        loop.close()
+        thread.join()
 
 
 def test_a_job_from_queue_to_success(service: Service):
@@ -224,6 +241,30 @@ def test_what_is_not_known_changes_nothing(service: Service):
     service.say(job_id, "ended", "succeeded")
     service.tick()  # what the driver wrote to storage needs no cluster
     assert service.state(job_id) == "succeeded"
+
+
+def test_of_jobs_that_come_together_the_first_in_rank_starts_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not the one that came first while the others were on their way."""
+    monkeypatch.setattr(dispatcher, "_QUIET_S", 600.0)
+    monkeypatch.setattr(dispatcher, "_LONGEST_S", 600.0)
+    service = Service(tmp_path / "jobs", ScriptedCluster((1, 0)))
+    loop = service.manager.dispatcher
+    with running(loop):
+        low = service.submit(priority=1)
+        high = service.submit(priority=2)
+    service.tick()
+    assert (service.state(low), service.state(high)) == ("queued", "starting")
+
+
+def test_a_burst_without_end_holds_up_no_round(service: Service, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatcher, "_QUIET_S", 600.0)
+    monkeypatch.setattr(dispatcher, "_LONGEST_S", 0.0)
+    with running(service.manager.dispatcher):
+        job_id = service.submit()
+        while service.state(job_id) == "queued":
+            time.sleep(0.01)
 
 
 def test_a_refusal_of_the_cluster_is_a_failure(service: Service):
