@@ -26,9 +26,8 @@ def spread(values: Mapping[int, float]) -> str:
     """Return mean, standard deviation and number of seeds; a dash where there is none."""
     if not values:
         return "-"
-    mean = statistics.mean(values.values())
-    deviation = f" +- {statistics.stdev(values.values()):.4f}" if len(values) > 1 else ""
-    return f"{mean:.4f}{deviation} ({len(values)})"
+    mean, deviation = _mean_and_deviation(values)
+    return f"{mean}{deviation} ({len(values)})"
 
 
 def final_cells(results: Path, name: str) -> list[str] | None:
@@ -36,6 +35,11 @@ def final_cells(results: Path, name: str) -> list[str] | None:
     values = finals(results, name)
     if not values:
         return None
-    mean, _, more = spread(values).removesuffix(f" ({len(values)})").partition(" ")
+    mean, deviation = _mean_and_deviation(values)
     each = " ".join(f"{accuracy:.4f}" for accuracy in values.values())
-    return [str(len(values)), f"**{mean}** {more}".strip(), each]
+    return [str(len(values)), f"**{mean}**{deviation}", each]
+
+
+def _mean_and_deviation(values: Mapping[int, float]) -> tuple[str, str]:
+    deviation = f" +- {statistics.stdev(values.values()):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values.values()):.4f}", deviation
