@@ -136,10 +136,11 @@ def _more_stages(
     return Hybrid(model, passes, words, settings, cost, _COUNTED, exact=0.15)
 
 
-def pooled_filters(num_stages: int) -> str:
-    """Return the setting of `K4_BEST`'s filters."""
-    behind = ["{pool: 2, cast: int8}"] * (num_stages - 2)
-    return f"filters=[{', '.join(['{pool: 1, cast: int8}', *behind])}]"
+def pooled_filters(num_stages: int, first: int = 1) -> str:
+    """Return the setting of int8 at all cuts, pooled behind the first so many; 1 is `K4_BEST`'s."""
+    whole = ["{pool: 1, cast: int8}"] * first
+    pooled = ["{pool: 2, cast: int8}"] * (num_stages - 1 - first)
+    return f"filters=[{', '.join([*whole, *pooled])}]"
 
 
 _BEST = K4_BEST.removeprefix("K=4, ")
@@ -151,6 +152,9 @@ HYBRIDS = [
     _more_stages("resnet8", 4, 20, f"{_BEST}, {STEP_SIZE}", pooled_filters(4), *_DEFAULT_SGD),
     _more_stages("resnet20", 8, 40, "int8", "batch_size=96"),
     _more_stages("resnet20", 8, 40, _BEST, pooled_filters(8), "batch_size=96"),
+    _more_stages(
+        "resnet20", 8, 40, "int8, 2x2 behind the first group", pooled_filters(8, 4), "batch_size=96"
+    ),
 ]
 
 
