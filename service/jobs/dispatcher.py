@@ -105,9 +105,11 @@ class Dispatcher:
     def _wait_for_quiet(self) -> None:
         """Let a burst of requests pass, which may end with the one of highest priority."""
         until = time.monotonic() + _LONGEST_S
-        while self._wake.is_set() and not self._closed.is_set() and time.monotonic() < until:
+        while self._wake.is_set() and time.monotonic() < until:
             self._wake.clear()
-            self._wake.wait(_QUIET_S)
+            # Looked at after `clear`, which may have undone what `close` had set.
+            if not self._closed.is_set():
+                self._wake.wait(_QUIET_S)
         self._wake.clear()
 
     def wake(self) -> None:

@@ -117,6 +117,7 @@ def looked_at(url: str, num: int, watch: Stopwatch) -> Iterator[None]:
             number += 1
             onlooker.look(number)
 
+    # Who looks on has connected before the burst comes.
     onlookers = [Onlooker(url, watch, ", in the burst") for _ in range(num)]
     with ThreadPoolExecutor(num or None) as pool:
         looking = [pool.submit(look_on, who, number) for number, who in enumerate(onlookers)]
