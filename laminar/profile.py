@@ -54,7 +54,7 @@ def measure(config: Config, plan: Plan, device: torch.device, num_repeats: int =
 
     The memory format is the one in which forward and backward through all blocks take less time.
     The cuts are those whose slowest stage is fastest in that format, the hop delay the smallest
-    that hides the slowest exchange.
+    that hides the slowest exchange, in the order that is least late where both hide it.
 
     Args:
         config: May say `auto` and `measured`.
@@ -88,12 +88,13 @@ def _with_hop_delay(config: Config, plan: Plan, times: Sequence[BlockTime]) -> C
     batch_s = slowest_s * plan.config.parallel.micro_batches
     exchange = exchange_seconds(plan)
     message_s = max((exchange(k, b) for k, b in enumerate(plan.bounds[1:-1], 1)), default=0.0)
-    delay = choose_hop_delay(
-        lambda d: batch_s / choose_micro_batches(num_stages, d, size),
+    parallel = config.parallel
+    delay, order = choose_hop_delay(
+        lambda d, order: batch_s / choose_micro_batches(num_stages, d, size, order),
         2 * (message_s + config.partition.latency_ms / 1e3),
-        config.parallel.order,
+        parallel.order if "order" in parallel.model_fields_set else None,
     )
-    return with_lateness(config, delay)
+    return with_lateness(config, delay, order)
 
 
 def time_blocks(

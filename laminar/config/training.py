@@ -61,7 +61,8 @@ class ParallelConfig(FrozenModel):
     lateness: Literal["given", "auto"] = Field(
         "given",
         description="Whether `micro_batches` and `hop_delay` are as they say, or chosen for the "
-        "stages and the batch, and with `partition.costs: measured` for the exchange.",
+        "stages and the batch, and with `partition.costs: measured` for the exchange; so is an "
+        "`order` that is left out.",
     )
     micro_batches: int = Field(2, ge=1, description="Micro-batches (ticks) per update, M.")
     hop_delay: int = Field(1, ge=1, le=64, description="Ticks a message may take, d.")

@@ -17,12 +17,16 @@ from laminar.schedule import Order, lateness_ticks
 from tests.tiny import tiny_plan
 
 STAGES, DELAYS, BATCHES = st.integers(1, 8), st.integers(1, 16), st.integers(1, 512)
+NUM_EARLY: dict[Order, int] = {"forward_first": 0, "backward_first": 1}
+ORDERS = st.sampled_from(list(NUM_EARLY))
 
 
-@given(STAGES, DELAYS, BATCHES)
-def test_no_smaller_number_of_micro_batches_would_do(num_stages: int, delay: int, size: int):
-    found = choose_micro_batches(num_stages, delay, size)
-    ticks = lateness_ticks(0, num_stages, delay)
+@given(STAGES, DELAYS, BATCHES, ORDERS)
+def test_no_smaller_number_of_micro_batches_would_do(
+    num_stages: int, delay: int, size: int, order: Order
+):
+    found = choose_micro_batches(num_stages, delay, size, order)
+    ticks = lateness_ticks(0, num_stages, delay) - NUM_EARLY[order]
     assert size % found == 0
     assert found == 1 or size // found >= MIN_SAMPLES
     is_early = ticks <= MAX_UPDATES_LATE * found
@@ -32,13 +36,20 @@ def test_no_smaller_number_of_micro_batches_would_do(num_stages: int, delay: int
     assert not any(ticks <= MAX_UPDATES_LATE * m for m in smaller)
 
 
-@given(st.floats(1e-4, 10), st.floats(0, 20), st.sampled_from(["forward_first", "backward_first"]))
-def test_no_smaller_hop_delay_hides_a_round_trip(tick_s: float, round_trip_s: float, order: Order):
-    found = choose_hop_delay(lambda delay: tick_s / delay, round_trip_s, order)
-    num = {"forward_first": 1, "backward_first": 2}[order]
-    hidden = [(2 * d - num) * tick_s / d >= round_trip_s for d in range(1, found + 1)]
-    assert hidden[-1] or found == MAX_HOP_DELAY
-    assert not any(hidden[:-1])
+@given(st.floats(1e-4, 10), st.floats(0, 20), ORDERS | st.none())
+def test_no_smaller_hop_delay_hides_a_round_trip(
+    tick_s: float, round_trip_s: float, named: Order | None
+):
+    delay, order = choose_hop_delay(lambda d, _: tick_s / d, round_trip_s, named)
+
+    def hides(d: int, order: Order) -> bool:
+        return (2 * d - 1 - NUM_EARLY[order]) * tick_s / d >= round_trip_s
+
+    assert order == (named or order)
+    assert hides(delay, order) or delay == MAX_HOP_DELAY
+    assert not any(hides(d, named or "forward_first") for d in range(1, delay))
+    if named is None and order == "forward_first" and 1 < delay < MAX_HOP_DELAY:
+        assert not hides(delay, "backward_first")
 
 
 @pytest.mark.parametrize(("num_stages", "micro_batches"), [(1, 1), (2, 2), (4, 4)])

@@ -55,14 +55,24 @@ def test_measured_cuts_share_the_seconds_and_are_written_out(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("latency_ms", "delay", "micro_batches"),
-    # The slower stage's tick takes 9 s, with four micro-batches half of it: 3 of these are hidden.
-    [(0, 1, 2), (4400, 1, 2), (5000, 2, 4), (6700, 2, 4), (6800, 3, 4)],
+    ("latency_ms", "named", "chosen"),
+    # The slower stage's tick takes 9 s with two micro-batches, half of it with four. Forward first
+    # 2d - 1 of them are hidden, backward first 2d - 2, and gradients are a tick less late.
+    [
+        (0, None, (1, "forward_first", 2)),
+        (4400, None, (1, "forward_first", 2)),
+        (4600, None, (2, "backward_first", 2)),
+        (8900, None, (2, "backward_first", 2)),
+        (9100, None, (3, "forward_first", 4)),
+        (4600, "forward_first", (2, "forward_first", 4)),
+        (6800, "forward_first", (3, "forward_first", 4)),
+        (0, "backward_first", (2, "backward_first", 2)),
+    ],
 )
-def test_the_hop_delay_hides_a_round_trip(monkeypatch, latency_ms, delay, micro_batches):
+def test_hop_delay_and_order_hide_a_round_trip(monkeypatch, latency_ms, named, chosen):
     config = tiny_config(
         batch_size=32,
-        parallel={"lateness": "auto"},
+        parallel={"lateness": "auto"} | ({"order": named} if named else {}),
         partition={"costs": "measured", "latency_ms": latency_ms},
     )
     plan = make_plan(config, describe(config.data))
@@ -70,7 +80,7 @@ def test_the_hop_delay_hides_a_round_trip(monkeypatch, latency_ms, delay, micro_
     scripted_times(monkeypatch, "contiguous")
     parallel = measure(config, plan, CPU).parallel
     assert parallel.lateness == "given"
-    assert (parallel.hop_delay, parallel.micro_batches) == (delay, micro_batches)
+    assert (parallel.hop_delay, parallel.order, parallel.micro_batches) == chosen
 
 
 def test_listed_cuts_are_not_measured():
