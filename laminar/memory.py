@@ -42,6 +42,8 @@ class BlockMemory:
     """What a forward keeps for its backward, beyond what the blocks before it keep."""
     saved_per_micro_batch: float
     """The same, for what does not grow with the micro-batch."""
+    crossing_per_sample: float
+    """The block's input itself."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class InFlight:
     """Forwards that wait for their backward, the one under way included."""
     num_weights: int
     """Copies of the weights that those ran at, its own weights apart."""
+    num_ends: int = 0
+    """Forwards of which only input and output wait, to be run again."""
 
 
 def block_memories(plan: Plan) -> list[BlockMemory]:
@@ -62,6 +66,7 @@ def block_memories(plan: Plan) -> list[BlockMemory]:
             input_per_sample=(three.input - two.input),
             saved_per_sample=three.saved - two.saved,
             saved_per_micro_batch=max(0, two.saved - 2 * (three.saved - two.saved)),
+            crossing_per_sample=three.crossing - two.crossing,
         )
         for two, three in zip(_run(plan, 2), _run(plan, 3), strict=True)
     ]
@@ -83,6 +88,10 @@ def stage_bytes(
     copies = 1 + moments + gradients + flight.num_weights + (config.ema is not None) + kept
     per_sample = sum(m.saved_per_sample for m in own) + own[0].input_per_sample
     fixed = sum(m.saved_per_micro_batch for m in own)
+    ends = 0.0
+    if flight.num_ends:  # so this is not the last stage
+        at_both = own[0].crossing_per_sample + memories[last].crossing_per_sample
+        ends = flight.num_ends * (config.batch_size // config.parallel.micro_batches) * at_both
 
     def activations(num_visits: int, num_micro: int) -> float:
         # A backward needs about what one forward keeps; alone, it lives on what that frees.
@@ -95,7 +104,7 @@ def stage_bytes(
         store
         + copies * sum(m.parameters for m in own)
         + max(
-            activations(flight.num_visits, config.parallel.micro_batches),
+            activations(flight.num_visits, config.parallel.micro_batches) + ends,
             activations(_correction_visits(config, stage), config.correction.micro_batches),
         )
     )
@@ -106,18 +115,25 @@ def in_flight(config: Config, stage: int) -> InFlight:
     p, K = config.parallel, config.num_stages
     M, d = p.micro_batches, p.hop_delay
     live: dict[int, tuple[int, int]] = {}
-    updates, num_visits, num_weights = 0, 0, 0
+    updates, num_visits, num_weights, num_ends = 0, 0, 0, 0
     num_micro = 4 * (lateness_ticks(stage, K, d) + M) // M * M
     for _, action in parallel_actions(stage, K, num_micro, d, p.order):
         if isinstance(action, Forward):
             s = updates_until_own(action.micro, stage, K, M, d, p.order)
             live[action.micro] = updates, s
-            num_visits = max(num_visits, len(live))
-            num_weights = max(num_weights, len({v for v in live.values() if v[1]}))
+            late = [v for v in live.values() if v[1]]
+            if p.curvature:
+                # Beside these a late one that runs again, or a forward that is not late.
+                num_visits = max(num_visits, max(1, len(live) - len(late)))
+                num_weights = max(num_weights, len({v for v in late if v[0] == updates}))
+                num_ends = max(num_ends, len(late))
+            else:
+                num_visits = max(num_visits, len(live))
+                num_weights = max(num_weights, len(set(late)))
         else:
             del live[action.micro]
             updates += (action.micro + 1) % M == 0
-    return InFlight(num_visits, num_weights)
+    return InFlight(num_visits, num_weights, num_ends)
 
 
 def _correction_visits(config: Config, stage: int) -> int:
@@ -134,6 +150,7 @@ class _Kept:
     parameters: int
     input: int
     saved: int
+    crossing: int
 
 
 class _Counter:
@@ -178,6 +195,7 @@ def _run(plan: Plan, num_samples: int) -> list[_Kept]:
                 parameters=sum(p.nbytes for p in module.parameters()),
                 input=received - (x_in.nbytes if is_counted_here and index else 0),
                 saved=counter.num_bytes - before,
+                crossing=x_in.nbytes,
             )
         )
     return found

@@ -15,6 +15,7 @@ are the optimisers, in `laminar/reference_optimizers.py`.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -37,6 +38,8 @@ from laminar.weights import load_weights
 
 CPU = torch.device("cpu")
 Crossed = defaultdict[int, dict[int, Message]]
+Graph = tuple[Tensor, list[Tensor], int]
+"""Output, what it is differentiated at, and s: the updates between forward and backward."""
 
 
 class Reference:
@@ -103,7 +106,8 @@ class Reference:
         num_micro = segment.num_batches * M
         sent: list[dict[int, tuple[int, Message]]] = [{} for _ in range(K)]
         replied: list[dict[int, tuple[int, Message]]] = [{} for _ in range(K)]
-        graphs: list[dict[int, tuple[Tensor, list[Tensor], int]]] = [{} for _ in range(K)]
+        graphs: list[dict[int, Graph]] = [{} for _ in range(K)]
+        received: list[dict[int, Message | None]] = [{} for _ in range(K)]
         gradient: list[Tensors] = [{} for _ in range(K)]
         updates = [0] * K
 
@@ -116,6 +120,7 @@ class Reference:
             left, message = sent[k - 1].pop(i) if k else (t - d, None)
             assert left == t - d
             graphs[k][i], out = self.forward(k, segment, i, M, ahead, message, s)
+            received[k][i] = message
             if out is not None:
                 sent[k][i] = t, out
 
@@ -125,8 +130,12 @@ class Reference:
                 return
             left, adjoint = replied[k + 1].pop(j) if k < K - 1 else (t - d, None)
             assert left == t - d
-            graph = graphs[k].pop(j)
-            reply = self.backward(k, graph, adjoint, gradient[k], p.shrink ** graph[2])
+            graph, message = graphs[k].pop(j), received[k].pop(j)
+            again = None
+            if p.curvature and graph[2]:
+                now = self.predict(k, 0, self.index(segment, updates[k]))
+                again = self.forward_again(k, segment, j, M, now, message)
+            reply = self.backward(k, graph, adjoint, gradient[k], p.shrink ** graph[2], again)
             if reply is not None:
                 replied[k][j] = t, reply
             if j % M == M - 1:
@@ -189,7 +198,7 @@ class Reference:
         weights: Tensors,
         message: Message | None,
         s: int,
-    ) -> tuple[tuple[Tensor, list[Tensor], int], Message | None]:
+    ) -> tuple[Graph, Message | None]:
         """Stage k, micro-batch i of the segment: its graph, and C(x) for the next stage."""
         batch, part = divmod(i, M)
         at = segment.epoch, segment.first_batch + batch
@@ -214,19 +223,39 @@ class Reference:
             return (loss / M, leaves, s), None
         return (out, leaves, s), self.filters[k].encode(out.detach())
 
+    def forward_again(
+        self, k: int, segment: Segment, i: int, M: int, weights: Tensors, message: Message | None
+    ) -> Graph:
+        """Return the graph of the same forward at other weights; batch norm counts it once."""
+        module, self.modules[k] = self.modules[k], copy.deepcopy(self.modules[k])
+        graph, _ = self.forward(k, segment, i, M, weights, message, 0)
+        self.modules[k] = module
+        return graph
+
     def backward(
         self,
         k: int,
-        graph: tuple[Tensor, list[Tensor], int],
+        graph: Graph,
         adjoint: Message | None,
         gradient: Tensors,
         factor: float,
+        again: Graph | None = None,
     ) -> Message | None:
-        """Add stage k's gradient at the forward's own weights; return the adjoint for k - 1."""
+        """Add stage k's gradient at the forward's own weights; return the adjoint for k - 1.
+
+        With the forward run again it is that one's, at p (1 + curvature <g, dx>) per sample: g the
+        adjoint of the sample's own loss, dx how far the output has moved.
+        """
         out, leaves, _ = graph
         grad_out = None
         if adjoint is not None:
             grad_out = self.filters[k].decode_adjoint(adjoint, self.scale, spatial_size(out))
+        if again is not None and grad_out is not None:
+            dx, (out, leaves, _) = again[0].detach() - out.detach(), again
+            c = self.plan.config
+            per_sample = (c.batch_size * grad_out * dx).flatten(1).sum(1)
+            change = (c.parallel.curvature * per_sample).clamp(-0.5, 0.5)
+            grad_out = torch.stack([p * (1 + a) for p, a in zip(grad_out, change, strict=True)])
         at_input = self.differentiate(k, out, leaves, grad_out, gradient, factor)
         return self.filters[k - 1].encode_adjoint(at_input, self.scale) if k else None
 

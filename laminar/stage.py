@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from laminar.auxiliary import InputNetwork, LocalLoss, make_auxiliary
+from laminar.curvature import moved_adjoint
 from laminar.data import SampleIndices
 from laminar.filters import Message, adjoint_scale, spatial_size
 from laminar.learner import Learner
@@ -18,21 +18,8 @@ from laminar.plan import Phase, Plan
 from laminar.precision import autocast, place, place_input
 from laminar.schedule import updates_until_own
 from laminar.tally import Tally
+from laminar.visit import Again, InnerProduct, Visit
 from laminar.weights import load_weights
-
-
-@dataclass
-class _Visit:
-    """A forward that waits for its backward."""
-
-    leaf: Tensor | None
-    """U(lambda), the stage's input, where a neighbour sent it."""
-    out: Tensor
-    """The stage's output, or the loss divided by M at the last stage."""
-    weights: list[Tensor]
-    """The weights it ran with; the backward differentiates at these."""
-    s: int
-    """Updates of this stage that this gradient comes late."""
 
 
 class Stage:
@@ -73,7 +60,7 @@ class Stage:
         self._size_in = tuple(plan.shapes[bounds[index]][-2:])
         self._scale = adjoint_scale(config.batch_size)
         self._loss = plan.loss
-        self._visits: dict[int, _Visit] = {}
+        self._visits: dict[int, Visit] = {}
         self._gradients: list[Tensor] | None = None
         self.tally = Tally()
 
@@ -112,7 +99,8 @@ class Stage:
 
         With s > 0 this stage will make s updates before the one that this micro-batch belongs
         to. It then runs at a detached copy of the weights: where they are heading with
-        look-ahead, the present ones without.
+        look-ahead, the present ones without. With `parallel.curvature` it keeps no graph, for
+        `backward` will run it again.
 
         Args:
             micro: Index within the phase; `backward` names it again.
@@ -132,7 +120,11 @@ class Stage:
         else:
             x_in = self._place(x)
         weights = self.learner.ahead(s, lr) if s else self.learner.parameters
-        out = self._call(weights if s or self._is_compiled else None, x_in)
+        again = None
+        if s and self.plan.config.parallel.curvature:
+            again = Again(x_in, self.module.samples)
+        with torch.set_grad_enabled(again is None):
+            out = self._call(weights if s or self._is_compiled else None, x_in)
         if labels is not None and self.is_last:
             labels = labels.to(self.device)
             loss = self._loss.train(out, labels)
@@ -141,7 +133,7 @@ class Stage:
             else:
                 self.tally.add(out.detach(), labels, loss.detach())
             out = loss / num_micro
-        self._visits[micro] = _Visit(leaf, out, weights, s)
+        self._visits[micro] = Visit(leaf, out, weights if again is None else [], s, again)
         return self._send(out.detach())
 
     def note_lambda(self, micro: int, phase_micro: int, lam: Tensor, adjoint: Message) -> None:
@@ -157,6 +149,9 @@ class Stage:
     def backward(self, micro: int, adjoint: Message | None) -> Message | None:
         """Differentiate a forward at its own weights and add to the batch's gradient.
 
+        With `parallel.curvature` a late forward is run again at the present weights and
+        differentiated there, at the adjoint that belongs to where its output is now.
+
         Args:
             micro: The micro-batch.
             adjoint: What the next stage sent back; None at the last stage.
@@ -168,13 +163,27 @@ class Stage:
         if adjoint is not None:
             assert self._filter_out is not None
             message = tuple(part.to(self.device, non_blocking=True) for part in adjoint)
-            size = spatial_size(self._visits[micro].out)
-            p = self._filter_out.decode_adjoint(message, self._scale, size)
+            visit = self._visits[micro]
+            p = self._filter_out.decode_adjoint(message, self._scale, spatial_size(visit.out))
+            if visit.again is not None:
+                p = self._run_again(visit, visit.again, p)
         at_input = self._differentiate(micro, p)
         if at_input is None:
             return None
         assert self._filter_in is not None
         return self._filter_in.encode_adjoint(at_input, self._scale)
+
+    def _run_again(self, visit: Visit, again: Again, p: Tensor) -> Tensor:
+        """Put the forward at the present weights in a visit's place; return its adjoint."""
+        if again.samples is not None:
+            self.module.set_samples(again.samples)
+        # Buffers are copies: batch norm's running statistics have counted this micro-batch.
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        sent, visit.weights = visit.out, self.learner.parameters
+        visit.out = self._call(visit.weights, again.x, buffers)
+        config = self.plan.config
+        dx = visit.out.detach() - sent
+        return moved_adjoint(p, dx, config.batch_size, config.parallel.curvature)
 
     def backward_locally(self, micro: int, labels: Tensor, *, num_micro: int) -> None:
         """Do the same with the stage's own classifier in place of the next stage.
@@ -192,7 +201,7 @@ class Stage:
     def _differentiate(self, micro: int, p: Tensor | None) -> Tensor | None:
         """Add to the batch's gradient, with p at the stage's output; return that at its input."""
         visit = self._visits.pop(micro)
-        loss = visit.out if p is None else _InnerProduct.apply(p, visit.out)
+        loss = visit.out if p is None else InnerProduct.apply(p, visit.out)
         inputs = [*visit.weights, *([] if visit.leaf is None else [visit.leaf])]
         gradients = list(torch.autograd.grad(loss, inputs))
         at_input = None if visit.leaf is None else gradients.pop()
@@ -233,13 +242,18 @@ class Stage:
             pairs = zip(self._gradients, gradients, strict=True)
             self._gradients = [total + gradient for total, gradient in pairs]
 
-    def _call(self, weights: list[Tensor] | None, x: Tensor) -> Tensor:
+    def _call(
+        self,
+        weights: list[Tensor] | None,
+        x: Tensor,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Run the blocks in fp32 or under autocast, at their own weights or at these; fp32."""
         with autocast(self.plan.config.precision, self.device):
             if weights is None:
                 out: Tensor = self.module(x)
             else:
-                named = dict(zip(self.learner.keys, weights, strict=True))
+                named = dict(zip(self.learner.keys, weights, strict=True)) | dict(buffers or {})
                 run = self._compiled if self.module.training else self._functional
                 out = run(named, x)
         return out.float()
@@ -296,19 +310,3 @@ class Stage:
         self.learner.load_state(tensors)
         if self.auxiliary is not None:
             self.auxiliary.load_state(tensors)
-
-
-class _InnerProduct(torch.autograd.Function):
-    """The stage's own loss <p, x>, whose gradient at x is the adjoint p; its value is not needed.
-
-    Instead of the `grad_outputs` of torch.autograd.grad, which imports sympy, two seconds a stage.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(p)
-        return x.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.saved_tensors[0]

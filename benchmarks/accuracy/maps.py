@@ -1,7 +1,8 @@
 """Accuracy over the settings of the parallel phase, on 10,000 images of CIFAR-10 at 16x16.
 
-Three maps, a cell for each combination: what lateness costs, whether backward first makes it less,
-and what filters cost that send fewer bytes than int8 at every cut, layer-parallel and exactly.
+Four maps, a cell for each combination: what lateness costs, whether backward first makes it less,
+what curvature wins back, and what filters cost that send fewer bytes than int8 at every cut,
+layer-parallel and exactly.
 """
 
 from __future__ import annotations
@@ -18,6 +19,16 @@ PASSES = 10
 LATENESS = {"num_stages": (2, 4), "hop_delay": (1, 2, 4, 8), "micro_batches": (1, 2, 4, 10)}
 BACKWARD_FIRST = ((1, 2), (1, 4), (4, 4), (4, 10))
 """d and M at K=4 where both orders are compared."""
+CURVATURE = {
+    (4, 4, 4): (1, 2, 4),
+    (4, 4, 10): (2,),
+    (4, 4, 1): (2,),
+    (4, 8, 10): (2,),
+    (4, 1, 4): (2,),
+    (4, 1, 1): (2,),
+    (2, 4, 1): (2,),
+}
+"""Strengths of `parallel.curvature` by K, d and M."""
 _INT8 = "{pool: 1, cast: int8}"
 _POOLED = "{pool: 2, cast: int8}"
 SMALL_PASSES = 20
@@ -35,6 +46,11 @@ _COMMON = ("model.name=resnet8", f"epochs={PASSES}")
 def _late(num_stages: int, delay: int, per_batch: int, order: str = "forward_first") -> str:
     name = f"map-k{num_stages}-d{delay}-m{per_batch}"
     return name if order == "forward_first" else f"{name}-backward-first"
+
+
+def _curved(num_stages: int, delay: int, per_batch: int, strength: int) -> str:
+    name = _late(num_stages, delay, per_batch)
+    return f"{name}-curvature-{strength}" if strength else name
 
 
 def _small(words: str, method: str = "delayed_gradient") -> str:
@@ -71,6 +87,14 @@ for _d, _m in BACKWARD_FIRST:
         label=f"{_same.label}, backward first",
         overrides=(*_same.overrides, "parallel.order=backward_first"),
     )
+for _place, _strengths in CURVATURE.items():
+    for _strength in _strengths:
+        _same = CASES[_late(*_place)]
+        CASES[_curved(*_place, _strength)] = dataclasses.replace(
+            _same,
+            label=f"{_same.label}, curvature {_strength}",
+            overrides=(*_same.overrides, f"parallel.curvature={_strength}"),
+        )
 for _words, _filters in SMALL.items():
     for _method in ("delayed_gradient", "exact"):
         _name = _small(_words, _method)
@@ -102,6 +126,11 @@ def write_maps(results: Path, page: Path) -> None:
         orders = ("forward_first", "backward_first")
         cells = [_cell(results, _late(4, d, m, order)) for order in orders]
         rows.append(f"| 4 | {d} | {m} | " + " | ".join(cells) + " |")
+    strengths = sorted({0, *(each for some in CURVATURE.values() for each in some)})
+    rows += ["", *table_head(["K", "d", "M", *(f"curvature {c}" for c in strengths)])]
+    for place in CURVATURE:
+        cells = [_cell(results, _curved(*place, c)) for c in strengths]
+        rows.append(" | ".join([f"| {place[0]}", *map(str, place[1:]), *cells]) + " |")
     heads = [f"filters at K=4, {SMALL_PASSES} passes", "layer-parallel", "exact"]
     rows += ["", *table_head(heads)]
     for words in SMALL:

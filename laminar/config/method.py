@@ -21,9 +21,10 @@ def check_method(config: Config) -> None:
 
     Raises:
         ConfigError: Of the stored feed where it is streamed, of multipliers or penalties where the
-            method has none, of SGD with another optimiser.
+            method has none, of late adjoints where there are none, of SGD with another optimiser.
     """
     _check_lateness(config)
+    _check_curvature(config)
     penalty_is_set = config.penalty != BalancedPenalty()
     if config.parallel.feed == "streamed":
         for name, is_set in (
@@ -62,6 +63,19 @@ def check_method(config: Config) -> None:
             "stored.momentum must come with optimizer sgd",
             got=f"{config.stored.momentum:g}, optimizer {config.optimizer.name}",
             fix="leave it out",
+        )
+
+
+def _check_curvature(config: Config) -> None:
+    """Refuse to correct late adjoints where no adjoint is late by updates of a streamed phase."""
+    is_late = config.parallel.feed == "streamed" and config.method in _STORED
+    if config.parallel.curvature and not is_late:
+        raise ConfigError(
+            "parallel.curvature must be left out where adjoints are not those of the streamed feed",
+            got=f"{config.parallel.curvature:g}, feed {config.parallel.feed}, "
+            f"method {config.method}",
+            expected=f"feed streamed, method {', '.join(_STORED)}",
+            fix="leave it out, or change feed and method",
         )
 
 

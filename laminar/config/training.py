@@ -75,6 +75,13 @@ class ParallelConfig(FrozenModel):
     shrink: float = Field(
         1.0, gt=0, le=1, description="Multiply a gradient s updates late by this to the power s."
     )
+    curvature: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="Correct late adjoints by this much of the loss's curvature, estimated, along "
+        "what the output has moved since; 0 is none. Runs late forwards twice, and keeps less.",
+    )
 
 
 class CorrectionConfig(FrozenModel):

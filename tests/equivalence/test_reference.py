@@ -1,5 +1,6 @@
 """The reference against plain torch, and the engine's programs against the reference."""
 
+import copy
 import itertools
 import math
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from laminar.data import open_inputs, open_labels
 from laminar.networks import build_blocks
@@ -127,6 +129,38 @@ def test_lookahead_and_shrinking(lookahead, shrink):
         assert differing(state, run_reference(case_plan(*case)).state())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_stages": 2},
+        {"num_stages": 4, "parallel": {"micro_batches": 4}, "method": "augmented_lagrangian"},
+        {
+            "num_stages": 3,
+            "parallel": {"hop_delay": 2, "order": "backward_first", "shrink": 0.9},
+            "filters": {"pool": 2, "cast": "int8"},
+            "optimizer": {"name": "adamw"},
+        },
+        {
+            "num_stages": 3,
+            "parallel": {"micro_batches": 1, "lookahead": False},
+            "model": {"name": "wrn10_1", "width": 4, "dropout": 0.3},
+            "precision": {"compute": "bf16"},
+        },
+    ],
+)
+def test_curvature(changes):
+    """Late forwards run again: neither dropout nor batch norm may notice."""
+    phases = [{"phase": phase, "epochs": 1} for phase in ("parallel", "correction")]
+
+    def plan(strength):
+        parallel = changes.get("parallel", {}) | {"curvature": strength}
+        return tiny_plan(12, phases=phases, **changes | {"parallel": parallel})
+
+    state = run_reference(plan(1.0)).state()
+    assert differing(state, _engine(plan(1.0)).state()) == []
+    assert differing(state, run_reference(plan(0.0)).state())
+
+
 @pytest.mark.parametrize("num_stages", [1, 3])
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_smoothing_and_augmentation(num_stages, mixup):
@@ -176,6 +210,53 @@ def test_late_gradients_by_hand():
         descend(second, grads[len(pending[-1]) :], plan.learning_rate(batch))
     for batch, gradient in enumerate(pending, 1):
         descend(first, gradient, plan.learning_rate(batch))
+    assert far(engine.state(), [first, second], atol=1e-6) == []
+
+
+@pytest.mark.parametrize("strength", [0.5, 50.0])
+def test_curvature_by_hand(strength):
+    """The same with late forwards run again; at the larger strength changes are held back."""
+    plan = tiny_plan(
+        5,
+        num_stages=2,
+        filters={"pool": 1, "cast": "fp32"},
+        parallel={"micro_batches": 1, "lookahead": False, "curvature": strength},
+        phases=[{"phase": "parallel", "epochs": 2}],
+        optimizer={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
+        schedule={"warmup_epochs": 0},
+    )
+    engine = OneProcessEngine(plan)
+    engine.train(plan.segments[0])
+    cut = plan.bounds[1]
+    first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
+    inputs, labels = open_inputs(plan.config), open_labels(plan.config)
+    sent, changes = [], []
+
+    def update(batch):
+        images, x, p = sent.pop(0)
+        # A copy: batch norm counts no image twice.
+        x_now = functional_call(copy.deepcopy(first), dict(first.named_parameters()), (images,))
+        moved = (x_now - x).detach()
+        along = [float(8 * (a * b).sum()) for a, b in zip(p, moved, strict=True)]
+        changes.extend(max(-0.5, min(0.5, strength * a)) for a in along)
+        factors = torch.tensor(changes[-len(along) :])
+        gradient = torch.autograd.grad(
+            x_now, list(first.parameters()), p * (1 + factors[:, None, None, None])
+        )
+        descend(first, gradient, plan.learning_rate(batch))
+
+    for batch in range(5):
+        if batch >= 3:
+            update(batch - 3)
+        images = inputs.train(0, batch)
+        x = first(images).detach().requires_grad_()
+        loss = F.cross_entropy(second(x), labels.train(0, batch))
+        p, *gradient = torch.autograd.grad(loss, [x, *second.parameters()])
+        sent.append((images, x.detach(), p))
+        descend(second, gradient, plan.learning_rate(batch))
+    for batch in (2, 3, 4):
+        update(batch)
+    assert max(map(abs, changes)) == 0.5 if strength > 1 else 0 < max(map(abs, changes)) < 0.5
     assert far(engine.state(), [first, second], atol=1e-6) == []
 
 

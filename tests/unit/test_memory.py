@@ -32,6 +32,23 @@ def test_what_is_in_flight_by_hand(num_stages, per_batch, delay, order, expected
     assert [in_flight(config, k) for k in range(num_stages)] == [InFlight(*e) for e in expected]
 
 
+def test_forwards_that_run_again_wait_as_input_and_output():
+    """Two run at other weights before the first update, one and two updates ahead."""
+    parallel = {"micro_batches": 1, "curvature": 1}
+    config = Config.model_validate({"num_stages": 2, "parallel": parallel})
+    assert [in_flight(config, k) for k in range(2)] == [InFlight(1, 2, 3), InFlight(1, 0)]
+    plan, plain = (tiny_plan(parallel=parallel | {"curvature": c}) for c in (1, 0))
+    memories, bounds = block_memories(plan), plan.bounds[:2]
+    own, after = memories[0], memories[bounds[1]]
+    fewer = stage_bytes(memories, plain.config, 0, *bounds)
+    fewer -= stage_bytes(memories, plan.config, 0, *bounds)
+    # Of four times what one keeps, backward included, two and of the weights one stay.
+    ends = 3 * 8 * (own.crossing_per_sample + after.crossing_per_sample)
+    assert own.crossing_per_sample == 4 * 3 * 8 * 8
+    visits = 8 * own.saved_per_sample + own.saved_per_micro_batch
+    assert fewer == pytest.approx(3 * visits + own.parameters - ends)
+
+
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_estimate_is_what_a_stage_keeps(compute, index):
