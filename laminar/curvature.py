@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-MAX_CHANGE = 0.5
+MAX_CHANGE = 0.25
 """How far the estimate is believed: rarely reached, and without it a seed in three stumbled."""
 
 

@@ -254,7 +254,7 @@ class Reference:
             dx, (out, leaves, _) = again[0].detach() - out.detach(), again
             c = self.plan.config
             per_sample = (c.batch_size * grad_out * dx).flatten(1).sum(1)
-            change = (c.parallel.curvature * per_sample).clamp(-0.5, 0.5)
+            change = (c.parallel.curvature * per_sample).clamp(-0.25, 0.25)
             grad_out = torch.stack([p * (1 + a) for p, a in zip(grad_out, change, strict=True)])
         at_input = self.differentiate(k, out, leaves, grad_out, gradient, factor)
         return self.filters[k - 1].encode_adjoint(at_input, self.scale) if k else None

@@ -20,13 +20,13 @@ LATENESS = {"num_stages": (2, 4), "hop_delay": (1, 2, 4, 8), "micro_batches": (1
 BACKWARD_FIRST = ((1, 2), (1, 4), (4, 4), (4, 10))
 """d and M at K=4 where both orders are compared."""
 CURVATURE = {
-    (4, 4, 4): (1, 2, 4),
-    (4, 4, 10): (2,),
-    (4, 4, 1): (2,),
-    (4, 8, 10): (2,),
-    (4, 1, 4): (2,),
-    (4, 1, 1): (2,),
-    (2, 4, 1): (2,),
+    (4, 4, 4): (1, 2, 4, 8),
+    (4, 4, 10): (4,),
+    (4, 4, 1): (4,),
+    (4, 8, 10): (4,),
+    (4, 1, 4): (4,),
+    (4, 1, 1): (4,),
+    (2, 4, 1): (4,),
 }
 """Strengths of `parallel.curvature` by K, d and M."""
 _INT8 = "{pool: 1, cast: int8}"
