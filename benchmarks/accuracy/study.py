@@ -87,12 +87,15 @@ class Hybrid:
         return _case(self.model, num, words, "one process", *settings, "method=exact")
 
 
-def free_cost(num_stages: int, exact: float) -> float:
+def free_cost(num_stages: int, exact: float, forwards: int = 1) -> float:
     """Return the time of a pass on K equal devices in serial passes, exchange free.
 
-    A correction phase of 4 micro-batches takes (4+K-1)/(4K) of a serial pass.
+    A correction phase of 4 micro-batches takes (4+K-1)/(4K) of a serial pass. Where all stages but
+    the last run `forwards` forwards, a third of a step each, they get so much less of the network.
     """
-    return (1 - exact) / num_stages + exact * (4 + num_stages - 1) / (4 * num_stages)
+    work = (2 + forwards) / 3
+    parallel = work / (num_stages - 1 + work)
+    return (1 - exact) * parallel + exact * (4 + num_stages - 1) / (4 * num_stages)
 
 
 # Of one core's serial speed on two cores, benchmarks/speed/table.md: the parallel phase is 1.697
@@ -131,7 +134,8 @@ def _k2(passes: int, words: str = "", *more: str) -> Hybrid:
 def _more_stages(
     model: str, num_stages: int, passes: int, words: str = "int8", *more: str
 ) -> Hybrid:
-    cost, settings = free_cost(num_stages, 0.15), deep(num_stages, *more)
+    forwards = 2 if any(setting.startswith("parallel.curvature") for setting in more) else 1
+    cost, settings = free_cost(num_stages, 0.15, forwards), deep(num_stages, *more)
     words = f"K={num_stages}, {words}"
     return Hybrid(model, passes, words, settings, cost, _COUNTED, exact=0.15)
 
@@ -156,6 +160,12 @@ HYBRIDS = [
         "resnet20", 8, 40, "int8, 2x2 behind the first group", pooled_filters(8, 4), "batch_size=96"
     ),
 ]
+_LATE = (pooled_filters(4), "parallel.hop_delay=4", "parallel.micro_batches=10")
+SLOW_NETWORK = [
+    _more_stages("resnet8", 4, 20, f"{_BEST}, d=4", *_LATE),
+    _more_stages("resnet8", 4, 20, f"{_BEST}, d=4, curvature", *_LATE, "parallel.curvature=4"),
+]
+"""Four ticks a hop. Exact training through the same filters is that of `K4_BEST` at one."""
 
 
 def _compare_stored(method: str, controls: str) -> Comparison:
@@ -193,6 +203,7 @@ def _compare_stored(method: str, controls: str) -> Comparison:
 
 COMPARISONS = [
     *(hybrid.compare(controls) for hybrid in HYBRIDS for controls in (SERIAL, SAME_FILTERS)),
+    *(hybrid.compare(SERIAL) for hybrid in SLOW_NETWORK),
     *(
         _compare_stored(method, controls)
         for method in ("augmented_lagrangian", "penalty")

@@ -164,5 +164,21 @@ def test_stored_engine_equals_reference(method, actors, ray_session, tmp_path):
     assert differing(run_reference(plan).state(), state) == []
 
 
+def test_forwards_that_run_again_equal_reference_while_they_are_measured(actors, ray_session):
+    phases = [{"phase": phase, "epochs": 1} for phase in ("parallel", "correction")]
+    model = {"name": "wrn10_1", "width": 4, "dropout": 0.3}
+    plan = tiny_plan(12, num_stages=3, model=model, parallel={"curvature": 4}, phases=phases)
+    stages = Stages(actors[:3])
+    stages.setup(plan)
+    for segment in plan.segments:
+        reports = stages.train(segment, is_measured=True, is_kept=True)
+        assert len(stages.measure_exactness(segment)) == 3
+    assert all(report.cut.violation > 0 for report in reports[:-1])
+    state = {}
+    for part in ray_session.get([actor.state.remote() for actor in stages.actors]):
+        state |= part
+    assert differing(run_reference(plan).state(), state) == []
+
+
 def samples_of(plan):
     return plan.batches_per_epoch * plan.config.batch_size
