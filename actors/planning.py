@@ -85,7 +85,9 @@ def measured(config: Config, plan: Plan, room: Reservation) -> Plan:
     )
     with unwrapped():
         found = ray.get(task.remote(config, plan))
-    return make_plan(found, plan.problem, plan.factories)
+    plan = make_plan(found, plan.problem, plan.factories)
+    check_memory(plan)  # a hop delay that was found takes more than one
+    return plan
 
 
 def device_type_here(config: Config) -> str:

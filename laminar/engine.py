@@ -156,7 +156,7 @@ def exact_gradient(
     """Compute the exact gradient of a batch at the weights that each stage kept, for the ledger.
 
     The correction phase's program on the parallel phase's micro-batches and filters, so that
-    nothing but lateness, look-ahead and shrinking can tell both gradients apart. The stage, which
+    nothing but lateness, and what is done about it, can tell both gradients apart. The stage, which
     must be drained, is afterwards as it was, bit for bit.
 
     Args:

@@ -71,7 +71,6 @@ def choose_hop_delay(
     for delay in range(1, MAX_HOP_DELAY):
         for each in orders:
             hidden = 2 * delay - (2 if each == "backward_first" else 1)
-            # Where nothing is hidden only a user can know that nothing need be.
-            if hidden * tick_s(delay, each) >= round_trip_s and (hidden or order):
+            if hidden * tick_s(delay, each) >= round_trip_s:
                 return delay, each
     return MAX_HOP_DELAY, orders[-1]

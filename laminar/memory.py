@@ -122,7 +122,7 @@ def in_flight(config: Config, stage: int) -> InFlight:
             s = updates_until_own(action.micro, stage, K, M, d, p.order)
             live[action.micro] = updates, s
             late = [v for v in live.values() if v[1]]
-            if p.curvature:
+            if p.runs_again:
                 # Beside these a late one that runs again, or a forward that is not late.
                 num_visits = max(num_visits, max(1, len(live) - len(late)))
                 num_weights = max(num_weights, len({v for v in late if v[0] == updates}))
@@ -195,7 +195,8 @@ def _run(plan: Plan, num_samples: int) -> list[_Kept]:
                 parameters=sum(p.nbytes for p in module.parameters()),
                 input=received - (x_in.nbytes if is_counted_here and index else 0),
                 saved=counter.num_bytes - before,
-                crossing=x_in.nbytes,
+                crossing=received
+                or x_in.nbytes,  # a stage's ends are fp32, images are what they are
             )
         )
     return found

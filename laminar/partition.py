@@ -9,19 +9,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from laminar.config import Config
+from laminar.config import Config, ParallelConfig
 from laminar.cuts import best_cuts
 from laminar.errors import ConfigError
 from laminar.filters import Filter
 from laminar.memory import block_memories, stage_bytes
+from laminar.schedule import late_share
 
 if TYPE_CHECKING:
     from laminar.plan import Plan
 
 Cuts = tuple[int, ...]
 Exchange = Callable[[int, int], float]
-_FORWARD_TWICE = 4 / 3
-"""A forward is a third of forward and backward."""
+
+
+def work_factor(parallel: ParallelConfig, stage: int, num_stages: int) -> float:
+    """Return what a stage computes in the parallel phase, over one forward and backward each.
+
+    A forward that runs again is a third of both.
+    """
+    if not parallel.runs_again:
+        return 1.0
+    M, d = parallel.micro_batches, parallel.hop_delay
+    return 1 + late_share(stage, num_stages, M, d, parallel.order) / 3
 
 
 def choose_cuts(plan: Plan, costs: Sequence[float], exchange: Exchange | None = None) -> Cuts:
@@ -48,8 +58,7 @@ def choose_cuts(plan: Plan, costs: Sequence[float], exchange: Exchange | None = 
         if needs is not None and limit is not None and needs(k, first, last) > limit * 1e6:
             return math.inf
         compute = total[last] - total[first]
-        if config.parallel.curvature and k < config.num_stages - 1:
-            compute *= _FORWARD_TWICE
+        compute *= work_factor(config.parallel, k, config.num_stages)
         return max(compute, exchange(k, first)) if exchange is not None and k else compute
 
     cuts = best_cuts(num_blocks, config.num_stages, cost)

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -15,9 +15,10 @@ from laminar.config import Config, PrecisionConfig
 from laminar.dropout import Samples
 from laminar.inspection import zeros
 from laminar.lateness import choose_hop_delay, choose_micro_batches, with_lateness
-from laminar.partition import choose_cuts, exchange_seconds
+from laminar.partition import choose_cuts, exchange_seconds, work_factor
 from laminar.plan import Plan
 from laminar.precision import autocast, place, place_input
+from laminar.schedule import Order
 
 T = TypeVar("T")
 MemoryFormat = Literal["contiguous", "channels_last"]
@@ -47,6 +48,20 @@ def _times_cuts(config: Config) -> bool:
 
 def _times_hops(config: Config) -> bool:
     return config.parallel.lateness == "auto" and config.partition.costs == "measured"
+
+
+def with_found(config: Config, run: Config) -> Config:
+    """Return the configuration with what timing has chosen for a run with others like it."""
+    update: dict[str, Any] = {}
+    if config.precision.memory_format == "auto":
+        found = {"memory_format": run.precision.memory_format}
+        update["precision"] = config.precision.model_copy(update=found)
+    if _times_cuts(config):
+        update["cuts"] = run.cuts
+    config = config.model_copy(update=update)
+    if _times_hops(config):
+        config = with_lateness(config, run.parallel.hop_delay, run.parallel.order)
+    return config
 
 
 def measure(config: Config, plan: Plan, device: torch.device, num_repeats: int = 5) -> Config:
@@ -82,15 +97,24 @@ def measure(config: Config, plan: Plan, device: torch.device, num_repeats: int =
 
 def _with_hop_delay(config: Config, plan: Plan, times: Sequence[BlockTime]) -> Config:
     """Write out lateness by what a tick and a round trip take at the plan's cuts."""
-    num_stages, size = config.num_stages, config.batch_size
-    stages = itertools.pairwise(plan.bounds)
-    slowest_s = max(sum(t.both_s for t in times[first:last]) for first, last in stages)
-    batch_s = slowest_s * plan.config.parallel.micro_batches
+    num_stages, parallel = config.num_stages, config.parallel
+    if num_stages == 1:
+        return with_lateness(config)
+    batch_s = [
+        sum(t.both_s for t in times[first:last]) * plan.config.parallel.micro_batches
+        for first, last in itertools.pairwise(plan.bounds)
+    ]
+
+    def tick_s(delay: int, order: Order) -> float:
+        M = choose_micro_batches(num_stages, delay, config.batch_size, order)
+        found = {"micro_batches": M, "hop_delay": delay, "order": order}
+        tried = parallel.model_copy(update=found)
+        return max(s * work_factor(tried, k, num_stages) for k, s in enumerate(batch_s)) / M
+
     exchange = exchange_seconds(plan)
     message_s = max((exchange(k, b) for k, b in enumerate(plan.bounds[1:-1], 1)), default=0.0)
-    parallel = config.parallel
     delay, order = choose_hop_delay(
-        lambda d, order: batch_s / choose_micro_batches(num_stages, d, size, order),
+        tick_s,
         2 * (message_s + config.partition.latency_ms / 1e3),
         parallel.order if "order" in parallel.model_fields_set else None,
     )

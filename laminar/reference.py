@@ -243,21 +243,24 @@ class Reference:
     ) -> Message | None:
         """Add stage k's gradient at the forward's own weights; return the adjoint for k - 1.
 
-        With the forward run again it is that one's, at p (1 + curvature <g, dx>) per sample: g the
-        adjoint of the sample's own loss, dx how far the output has moved.
+        With the forward run again it is that one's, at the adjoint moved to its output.
         """
         out, leaves, _ = graph
         grad_out = None
         if adjoint is not None:
             grad_out = self.filters[k].decode_adjoint(adjoint, self.scale, spatial_size(out))
         if again is not None and grad_out is not None:
-            dx, (out, leaves, _) = again[0].detach() - out.detach(), again
-            c = self.plan.config
-            per_sample = (c.batch_size * grad_out * dx).flatten(1).sum(1)
-            change = (c.parallel.curvature * per_sample).clamp(-0.25, 0.25)
-            grad_out = torch.stack([p * (1 + a) for p, a in zip(grad_out, change, strict=True)])
+            grad_out = self.moved(grad_out, again[0].detach() - out.detach())
+            out, leaves, _ = again
         at_input = self.differentiate(k, out, leaves, grad_out, gradient, factor)
         return self.filters[k - 1].encode_adjoint(at_input, self.scale) if k else None
+
+    def moved(self, p: Tensor, dx: Tensor) -> Tensor:
+        """Return p (1 + curvature <g, dx>) per sample, with g the adjoint of its own loss."""
+        c = self.plan.config
+        per_sample = (c.batch_size * p * dx).flatten(1).sum(1)
+        change = (c.parallel.curvature * per_sample).clamp(-0.25, 0.25)
+        return torch.stack([a * (1 + b) for a, b in zip(p, change, strict=True)])
 
     def differentiate(
         self,

@@ -106,7 +106,10 @@ class Window:
                 if message is not None:
                     self.x_new[k + 1][i] = x = unpack(message)
                     # The gradient of <kappa, x> + rho/2 |x - lambda|^2 at x.
-                    g = self.p[k + 1][i] + self.rho[k + 1] * (x - self.sent[k + 1][i])
+                    p, dx = self.p[k + 1][i], x - self.sent[k + 1][i]
+                    if self.config.parallel.curvature:
+                        p = self.ref.moved(p, dx)
+                    g = p + self.rho[k + 1] * dx
                     pull = (g * self.ref.scale,)
                 reply = self.ref.backward(k, graph, pull, gradient, 1.0)
                 if reply is not None and step == 0:

@@ -54,6 +54,14 @@ def lateness_ticks(stage: int, num_stages: int, delay: int) -> int:
     return 2 * (num_stages - 1 - stage) * delay
 
 
+def late_share(stage: int, num_stages: int, per_batch: int, delay: int, order: Order) -> float:
+    """Return the share of a long phase's forwards with s > 0; see `updates_until_own`."""
+    ticks = lateness_ticks(stage, num_stages, delay)
+    if order == "backward_first" and stage < num_stages - 1:
+        ticks -= 1
+    return min(1.0, ticks / per_batch)
+
+
 def num_ticks(num_micro: int, num_stages: int, delay: int) -> int:
     """Return the ticks of a parallel phase, filling and draining included."""
     return num_micro + 2 * (num_stages - 1) * delay

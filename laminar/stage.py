@@ -121,8 +121,8 @@ class Stage:
             x_in = self._place(x)
         weights = self.learner.ahead(s, lr) if s else self.learner.parameters
         again = None
-        if s and self.plan.config.parallel.curvature:
-            again = Again(x_in, self.module.samples)
+        if s and self.plan.config.parallel.runs_again:
+            again = Again.of(x_in, self.module.samples)
         with torch.set_grad_enabled(again is None):
             out = self._call(weights if s or self._is_compiled else None, x_in)
         if labels is not None and self.is_last:
@@ -180,7 +180,8 @@ class Stage:
         # Buffers are copies: batch norm's running statistics have counted this micro-batch.
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         sent, visit.weights = visit.out, self.learner.parameters
-        visit.out = self._call(visit.weights, again.x, buffers)
+        with again.random_numbers():
+            visit.out = self._call(visit.weights, again.x, buffers)
         config = self.plan.config
         dx = visit.out.detach() - sent
         return moved_adjoint(p, dx, config.batch_size, config.parallel.curvature)

@@ -23,6 +23,7 @@ from laminar.constraints import (
     multiplier,
     offset,
 )
+from laminar.curvature import moved_adjoint
 from laminar.engine import (
     BatchDone,
     Direction,
@@ -232,6 +233,9 @@ class _Window:
     def _pull(self, micro: int, x: Message) -> Message:
         """Return the gradient of this stage's own loss with respect to x, as an adjoint."""
         p, x_sent = self._adjoint(self._load("adjoint", micro)), unpack(self._load("sent", micro))
+        curvature = self._config.parallel.curvature
+        if curvature:
+            p = moved_adjoint(p, unpack(x) - x_sent, self._config.batch_size, curvature)
         return (constraint_gradient(p, unpack(x), x_sent, self._rho_out) * self._scale,)
 
     def _take_adjoint(self, micro: int, reply: Message) -> None:

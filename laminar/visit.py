@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,25 @@ class Again:
     x: Tensor
     samples: Samples | None
     """Which samples these are, where the stage has dropout."""
+    random_states: list[Tensor]
+    """Of torch's own generators, for blocks that draw from them."""
+
+    @classmethod
+    def of(cls, x: Tensor, samples: Samples | None) -> Again:
+        """Keep the input of the forward that comes next."""
+        states = [torch.get_rng_state()]
+        if x.is_cuda:
+            states.append(torch.cuda.get_rng_state(x.device))
+        return cls(x, samples, states)
+
+    @contextlib.contextmanager
+    def random_numbers(self) -> Iterator[None]:
+        """Let the same random numbers be drawn again within the block, and then go on."""
+        with torch.random.fork_rng([self.x.device] if self.x.is_cuda else []):
+            torch.set_rng_state(self.random_states[0])
+            if self.x.is_cuda:
+                torch.cuda.set_rng_state(self.random_states[1], self.x.device)
+            yield
 
 
 @dataclass
@@ -29,7 +50,7 @@ class Visit:
     out: Tensor
     """The stage's output, or the loss divided by M at the last stage."""
     weights: list[Tensor]
-    """The weights it ran with; the backward differentiates at these."""
+    """The weights it ran with, at which it is differentiated; none before it runs again."""
     s: int
     """Updates of this stage that this gradient comes late."""
     again: Again | None

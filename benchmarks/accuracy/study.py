@@ -90,12 +90,13 @@ class Hybrid:
 def free_cost(num_stages: int, exact: float, forwards: int = 1) -> float:
     """Return the time of a pass on K equal devices in serial passes, exchange free.
 
-    A correction phase of 4 micro-batches takes (4+K-1)/(4K) of a serial pass. Where all stages but
-    the last run `forwards` forwards, a third of a step each, they get so much less of the network.
+    Where all stages but the last run `forwards` forwards, a third of a step each, they get so much
+    less of the network than 1/K. A correction phase of 4 micro-batches takes (4+K-1)/4 as long as
+    the largest stage.
     """
     work = (2 + forwards) / 3
     parallel = work / (num_stages - 1 + work)
-    return (1 - exact) * parallel + exact * (4 + num_stages - 1) / (4 * num_stages)
+    return (1 - exact) * parallel + exact * parallel * (4 + num_stages - 1) / 4
 
 
 # Of one core's serial speed on two cores, benchmarks/speed/table.md: the parallel phase is 1.697

@@ -67,15 +67,13 @@ def check_method(config: Config) -> None:
 
 
 def _check_curvature(config: Config) -> None:
-    """Refuse to correct late adjoints where no adjoint is late by updates of a streamed phase."""
-    is_late = config.parallel.feed == "streamed" and config.method in _STORED
-    if config.parallel.curvature and not is_late:
+    """Refuse to correct late adjoints where there are none, or those of made inputs."""
+    if config.parallel.curvature and config.method in ("greedy", "auxnet"):
         raise ConfigError(
-            "parallel.curvature must be left out where adjoints are not those of the streamed feed",
-            got=f"{config.parallel.curvature:g}, feed {config.parallel.feed}, "
-            f"method {config.method}",
-            expected=f"feed streamed, method {', '.join(_STORED)}",
-            fix="leave it out, or change feed and method",
+            f"parallel.curvature must be left out with method {config.method}",
+            got=f"{config.parallel.curvature:g}",
+            expected=f"0, or method {', '.join(_STORED)}",
+            fix="leave it out, or change the method",
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from laminar.config.base import FrozenModel
 from laminar.errors import ConfigError
@@ -51,7 +51,10 @@ Method = Literal["delayed_gradient", "penalty", "augmented_lagrangian", "greedy"
 
 
 class ParallelConfig(FrozenModel):
-    """The parallel phase: all stages at once. All but the first two settings are of `streamed`."""
+    """The parallel phase: all stages at once.
+
+    All settings but `feed`, `augmentation` and `curvature` are of `streamed`.
+    """
 
     feed: Literal["streamed", "stored"] = Field(
         "streamed",
@@ -80,8 +83,24 @@ class ParallelConfig(FrozenModel):
         ge=0,
         le=100,
         description="Correct late adjoints by this much of the loss's curvature, estimated, along "
-        "what the output has moved since; 0 is none. Runs late forwards twice, and keeps less.",
+        "what the output has moved since; 0 is none. `streamed` runs late forwards twice for it, "
+        "and keeps less.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_chosen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what `lateness: auto` chooses, for it must not be given."""
+        tree: dict[str, Any] = handler(self)
+        if self.lateness == "auto":
+            named = {"order"} & self.model_fields_set
+            for name in {"micro_batches", "hop_delay", "order"} - named:
+                tree.pop(name, None)
+        return tree
+
+    @property
+    def runs_again(self) -> bool:
+        """Whether late forwards run once more when their adjoints come, as visits do anyway."""
+        return self.curvature > 0 and self.feed == "streamed"
 
 
 class CorrectionConfig(FrozenModel):

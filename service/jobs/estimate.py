@@ -241,12 +241,13 @@ def estimate_plan(plan: Plan) -> Estimate:
 def _seconds(plan: Plan) -> float:
     """Return the run's seconds on a core for each stage.
 
-    The parallel phase is as slow as its slowest stage; an exact batch of M micro-batches takes
-    (M+K-1)/M times that, and evaluation, a forward only, a third.
+    The parallel phase is as slow as its slowest stage, an exact batch of M micro-batches takes
+    (M+K-1)/M times the stage of the most blocks' cost, and evaluation, a forward only, a third.
     """
     from laminar.blocks import build
     from laminar.cuts import block_costs
     from laminar.networks import network
+    from laminar.partition import work_factor
 
     config, problem, bounds = plan.config, plan.problem, plan.bounds
     specs = network(
@@ -254,11 +255,10 @@ def _seconds(plan: Plan) -> float:
     )
     costs = block_costs(build(specs, seed=0, device="meta"), problem.image_shape)
     K, M = config.num_stages, config.correction.micro_batches
-    slowest = max(sum(costs[bounds[k] : bounds[k + 1]]) for k in range(K))
+    stages = [sum(costs[bounds[k] : bounds[k + 1]]) for k in range(K)]
+    parallel = max(cost * work_factor(config.parallel, k, K) for k, cost in enumerate(stages))
     cores = min(1.0, config.resources.cpus_per_stage)  # less than one core is shared with others
-    per_image = slowest / (COST_PER_S * cores)
-    exact = 1 - plan.parallel_fraction
-    factor = plan.parallel_fraction + exact * (M + K - 1) / M
-    trained = plan.num_batches * config.batch_size
-    tested = config.epochs * problem.num_test
-    return START_S + per_image * (trained * factor + tested / 3)
+    exact = (1 - plan.parallel_fraction) * max(stages) * (M + K - 1) / M
+    trained = plan.num_batches * config.batch_size * (plan.parallel_fraction * parallel + exact)
+    tested = config.epochs * problem.num_test * max(stages) / 3
+    return START_S + (trained + tested) / (COST_PER_S * cores)

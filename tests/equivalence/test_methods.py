@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from laminar.curvature import MAX_CHANGE
 from laminar.data import open_inputs, open_labels
 from laminar.one_process import LedgerEngine, OneProcessEngine
+from laminar.planning import make_plan
 from laminar.reference import Reference
 from laminar.store import Store
 from tests.tiny import descend, differing, far, run_reference, tiny_plan
@@ -40,7 +42,7 @@ class Explicit(Reference):
         self.num_formed = 0
         self.generator = torch.Generator().manual_seed(0)
 
-    def backward(self, k, graph, adjoint, gradient, factor):
+    def backward(self, k, graph, adjoint, gradient, factor, again=None):
         if adjoint is not None:
             x = self.filters[k].encode(graph[0].detach())[0]
             p = adjoint[0] / self.scale
@@ -50,7 +52,7 @@ class Explicit(Reference):
             lam = x + (kappa - p) / self.rho
             adjoint = ((kappa + self.rho * (x - lam)) * self.scale,)
             self.num_formed += 1
-        return super().backward(k, graph, adjoint, gradient, factor)
+        return super().backward(k, graph, adjoint, gradient, factor, again)
 
 
 @pytest.mark.parametrize("method", ["penalty", "augmented_lagrangian"])
@@ -108,6 +110,8 @@ STORED = [
         ema={"decay": 0.9},
         filters={"pool": 2, "cast": "bf16", "parallel_only": True},
     ),
+    stored_plan("delayed_gradient", parallel={"curvature": 4}, filters={"pool": 2, "cast": "int8"}),
+    stored_plan("augmented_lagrangian", 2, parallel={"curvature": 4}),
     stored_plan(
         "penalty",
         stored={"window": 3},  # the step size and momentum that come with the method
@@ -181,6 +185,49 @@ def test_stored_updates_by_hand(method):
                 kappas[batch] = kappa + rho * (x - lams[batch])
             olds[batch] = kappa
     assert far(engine.state(), [first, second], atol=1e-5) == []
+
+
+def test_stored_curvature_by_hand():
+    """A visit of the stage before descends <p, x> + B c/2 <p, x - x_sent>^2 of each sample."""
+    strength, rate = 0.5, 0.5
+    plan = tiny_plan(
+        2,
+        num_stages=2,
+        filters={"pool": 1, "cast": "fp32"},
+        stored={"step_size": rate},
+        parallel={"feed": "stored", "curvature": strength},
+        correction={"micro_batches": 1},
+        epochs=1,
+        phases=[{"phase": "parallel", "epochs": 1}],
+        optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0},
+        schedule={"warmup_epochs": 0},
+    )
+    engine = OneProcessEngine(plan)
+    engine.run()
+    cut, inputs, labels = plan.bounds[1], open_inputs(plan.config), open_labels(plan.config)
+    first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
+    lr = [plan.learning_rate(batch) for batch in range(2)]
+    sent = []
+    for batch in range(2):  # exact
+        x = first(inputs.train(0, batch))
+        leaf = x.detach().requires_grad_()
+        F.cross_entropy(second(leaf), labels.train(0, batch)).backward()
+        x.backward(leaf.grad)
+        step(first, lr[batch])
+        step(second, lr[batch])
+        sent.append((x.detach(), leaf.grad))
+    for batch, (x_sent, p) in enumerate(sent):  # visits
+        F.cross_entropy(second(x_sent), labels.train(0, batch)).backward()
+        step(second, rate * lr[batch])
+        x = first(inputs.train(0, batch))
+        along = (p * (x - x_sent)).flatten(1).sum(1)
+        assert 1e-4 < float(strength * 8 * along.detach().abs().max()) < MAX_CHANGE
+        ((p * x).sum() + 8 * strength / 2 * along.square().sum()).backward()
+        step(first, rate * lr[batch])
+    assert far(engine.state(), [first, second], atol=1e-5) == []
+    plain = plan.config.parallel.model_copy(update={"curvature": 0.0})
+    plain_plan = make_plan(plan.config.model_copy(update={"parallel": plain}), plan.problem)
+    assert differing(run_reference(plain_plan).state(), engine.state())
 
 
 def step(module, lr):

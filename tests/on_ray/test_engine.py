@@ -165,7 +165,7 @@ def test_stored_engine_equals_reference(method, actors, ray_session, tmp_path):
 
 
 def test_forwards_that_run_again_equal_reference_while_they_are_measured(actors, ray_session):
-    phases = [{"phase": phase, "epochs": 1} for phase in ("parallel", "correction")]
+    phases = [{"phase": phase, "epochs": 1} for phase in ("correction", "parallel")]
     model = {"name": "wrn10_1", "width": 4, "dropout": 0.3}
     plan = tiny_plan(12, num_stages=3, model=model, parallel={"curvature": 4}, phases=phases)
     stages = Stages(actors[:3])

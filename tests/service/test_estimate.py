@@ -57,6 +57,19 @@ def test_resnet20_takes_the_time_that_its_calibration_measured():
     assert found.seconds == pytest.approx(110, rel=0.05)
 
 
+def test_forwards_that_run_twice_take_longer():
+    """A third of the parallel phase's work at most; with lateness still to be chosen."""
+    parallel = {"lateness": "auto", "curvature": 4}
+    data = {"name": "synthetic", "num_train": 20_000, "num_test": 1, "image_size": 8}
+    twice, once = (
+        of(cuts=[4], batch_size=16, data=data, parallel=parallel | {"curvature": c}).seconds
+        for c in (4, 0)
+    )
+    assert twice is not None
+    assert once is not None
+    assert 1.2 < (twice - START_S) / (once - START_S) < 4 / 3
+
+
 def test_what_cannot_run_is_refused():
     with pytest.raises(ConfigError, match="num_stages must be <= number of blocks"):
         of(num_stages=9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from laminar.config import Config
 from service.api.streams import parse_lines
 from service.commands.in_words import ledger_line
 from service.jobs import entry
@@ -71,7 +72,8 @@ def test_the_kinds_of_requests_are_told_apart():
     from service.jobs.models import AnyRequest
 
     adapter = TypeAdapter[Any](AnyRequest)
-    for one in (JobRequest(), search_request()):
+    chosen = Config.model_validate({"parallel": {"lateness": "auto"}})
+    for one in (JobRequest(), JobRequest(config=chosen), search_request()):
         assert adapter.validate_json(one.model_dump_json()) == one
     assert adapter.validate_python({}) == JobRequest()
 

@@ -200,8 +200,6 @@ ROWS = [
           "parallel.micro_batches must be left out", "got 4"),
     wrong("curvature without late adjoints", "parallel.curvature=4;method=greedy",
           "parallel.curvature must be left out", "method greedy"),
-    wrong("curvature of the stored feed", "parallel={curvature: 4, feed: stored}",
-          "parallel.curvature must be left out", "feed stored"),
     wrong("ticks of the stored feed", "parallel={lateness: auto, feed: stored}",
           "parallel.lateness must be given"),
     wrong("a GPU and a half", "resources.gpus_per_stage=1.5", "whole number", "got 1.5"),

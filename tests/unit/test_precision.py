@@ -52,14 +52,17 @@ def test_a_compiled_stage_computes_what_an_eager_one_does(monkeypatch):
     backend = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(torch, "compile", backend)
 
-    def run(**precision):
-        plan = tiny_plan(
+    def make_plan(precision, curvature=0):
+        return tiny_plan(
             cuts=[3],
             filters={"pool": 2},
             optimizer={"lr": 0.01},
             precision=precision,
-            parallel={"micro_batches": 1},
+            parallel={"micro_batches": 1, "curvature": curvature},
         )
+
+    def run(**precision):
+        plan = make_plan(precision)
         stage = Stage(plan, 1)
         x = torch.rand(8, *plan.shapes[3], generator=torch.Generator().manual_seed(0))
         labels = torch.arange(8) % 4
@@ -71,5 +74,19 @@ def test_a_compiled_stage_computes_what_an_eager_one_does(monkeypatch):
             stage.update(s)
         return found + list(stage.state().values())
 
-    for eager, compiled in zip(run(), run(compile=True), strict=True):
+    def run_again(**precision):
+        plan = make_plan(precision, curvature=4)
+        stage = Stage(plan, 0)
+        rng = torch.Generator().manual_seed(0)
+        images, p = (torch.rand(8, *plan.shapes[b], generator=rng) for b in (0, 3))
+        found = []
+        for micro in (0, 1):
+            found += stage.forward(micro, images, None, num_micro=1, s=micro + 1, lr=0.01)
+        for micro in (0, 1):
+            stage.backward(micro, plan.filters[3].encode_adjoint(p, 1.0))
+            stage.update(micro)
+        return found + list(stage.state().values())
+
+    pairs = [*zip(run(), run(compile=True), strict=True)]
+    for eager, compiled in [*pairs, *zip(run_again(), run_again(compile=True), strict=True)]:
         torch.testing.assert_close(eager, compiled, rtol=1e-4, atol=1e-4)

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -6,6 +7,7 @@ from laminar.schedule import (
     Fit,
     Forward,
     correction_actions,
+    late_share,
     lateness_ticks,
     num_ticks,
     parallel_actions,
@@ -115,3 +117,15 @@ def test_one_f_one_b_by_hand():
     assert list(correction_actions(0, 2, 3)) == [F(0), F(1), B(0), F(2), B(1), B(2)]
     assert list(correction_actions(1, 2, 3)) == [F(0), B(0), F(1), B(1), F(2), B(2)]
     assert list(correction_actions(0, 2, 2, depth=9)) == [F(0), F(1), B(0), B(1)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("per_batch", [1, 2, 4, 7])
+@pytest.mark.parametrize("delay", [1, 2])
+def test_the_share_of_late_forwards(delay, per_batch, order):
+    """Counted over batches far from the start of the phase, of each of four stages."""
+    for stage in range(4):
+        micros = range(40 * per_batch, 50 * per_batch)
+        late = [updates_until_own(i, stage, 4, per_batch, delay, order) > 0 for i in micros]
+        found = late_share(stage, 4, per_batch, delay, order)
+        assert found == pytest.approx(sum(late) / len(late))
