@@ -169,19 +169,27 @@ SLOW_NETWORK = [
 """Four ticks a hop. Exact training through the same filters is that of `K4_BEST` at one."""
 
 
-def _compare_stored(method: str, controls: str) -> Comparison:
+STORED: dict[str, tuple[str, ...]] = {
+    "augmented lagrangian": ("method=augmented_lagrangian",),
+    "penalty": ("method=penalty",),
+    "curvature": ("method=delayed_gradient", "parallel.curvature=4"),
+}
+"""What pulls a stage's output in a visit: multipliers and a penalty, or the adjoint corrected."""
+
+
+def _compare_stored(pull: str, controls: str) -> Comparison:
     """Add a run of 20 passes with auxiliary variables per sample: 11 fresh ones and 9 visits.
 
     The exact passes have one micro-batch and run one stage after the other.
     """
     settings = (
         "num_stages=2",
-        f"method={method}",
+        *STORED[pull],
         "parallel.feed=stored",
         "correction.micro_batches=1",
         "phases=[{phase: correction, epochs: 2}, {phase: parallel, epochs: 9}]",
     )
-    words = f"K=2, stored, {method.replace('_', ' ')}, 2x2 fp16"
+    words = f"K=2, stored, {pull}, 2x2 fp16"
     hybrid = _case("resnet8", 11, words, "one process", *settings)
     label = f"resnet8, 11 fresh passes and 9 visits, {words}"
     CASES[hybrid] = dataclasses.replace(CASES[hybrid], label=label)
@@ -205,9 +213,5 @@ def _compare_stored(method: str, controls: str) -> Comparison:
 COMPARISONS = [
     *(hybrid.compare(controls) for hybrid in HYBRIDS for controls in (SERIAL, SAME_FILTERS)),
     *(hybrid.compare(SERIAL) for hybrid in SLOW_NETWORK),
-    *(
-        _compare_stored(method, controls)
-        for method in ("augmented_lagrangian", "penalty")
-        for controls in (SERIAL, SAME_FILTERS)
-    ),
+    *(_compare_stored(pull, controls) for pull in STORED for controls in (SERIAL, SAME_FILTERS)),
 ]
