@@ -5,7 +5,8 @@ weights have moved, and with them its output, by dx. To first order the gradient
 with H the curvature of the loss behind the cut: delay compensation (Zheng et al. 2017, arXiv
 1609.08326), in the space of activations instead of weights. As there, H is taken for the outer
 product of the gradient with itself, here per sample: with g the adjoint of the sample's own loss,
-p + H dx = p (1 + <g, dx>).
+p + H dx = p (1 + <g, dx>). The stage's own loss is then <p, x> + B/2 <p, dx>^2, B the batch size: a
+penalty along p alone (docs/method.md).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 MAX_CHANGE = 0.25
-"""How far the estimate is believed: rarely reached, and without it a seed in three stumbled."""
+"""How far the estimate is believed, in parts of p: what keeps it steady (docs/log.md)."""
 
 
 def moved_adjoint(p: Tensor, dx: Tensor, batch_size: int, strength: float) -> Tensor:
@@ -21,7 +22,7 @@ def moved_adjoint(p: Tensor, dx: Tensor, batch_size: int, strength: float) -> Te
 
     Args:
         p: Adjoint of the batch's mean loss at the output that was sent, fp32 [b, ...].
-        dx: How far the output has moved since, as p.
+        dx: How far the output has moved since, as p; of the stored feed as cast by the filter.
         batch_size: Samples that the mean is of, so that g = p batch_size.
         strength: 1 is the estimate, 0 leaves p as it is.
     """

@@ -27,6 +27,7 @@ CURVATURE = {
     (4, 1, 4): (4,),
     (4, 1, 1): (4,),
     (2, 4, 1): (4,),
+    (2, 1, 2): (4,),
 }
 """Strengths of `parallel.curvature` by K, d and M."""
 _INT8 = "{pool: 1, cast: int8}"
