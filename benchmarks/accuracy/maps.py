@@ -30,6 +30,8 @@ CURVATURE = {
     (2, 1, 2): (4,),
 }
 """Strengths of `parallel.curvature` by K, d and M."""
+AS_LONG = 12
+"""Passes without that take at K=4 about as long as `PASSES` with it (`study.free_cost`)."""
 _INT8 = "{pool: 1, cast: int8}"
 _POOLED = "{pool: 2, cast: int8}"
 SMALL_PASSES = 20
@@ -52,6 +54,10 @@ def _late(num_stages: int, delay: int, per_batch: int, order: str = "forward_fir
 def _curved(num_stages: int, delay: int, per_batch: int, strength: int) -> str:
     name = _late(num_stages, delay, per_batch)
     return f"{name}-curvature-{strength}" if strength else name
+
+
+def _longer(num_stages: int, delay: int, per_batch: int) -> str:
+    return f"{_late(num_stages, delay, per_batch)}-{AS_LONG}-passes"
 
 
 def _small(words: str, method: str = "delayed_gradient") -> str:
@@ -89,8 +95,13 @@ for _d, _m in BACKWARD_FIRST:
         overrides=(*_same.overrides, "parallel.order=backward_first"),
     )
 for _place, _strengths in CURVATURE.items():
+    _same = CASES[_late(*_place)]
+    CASES[_longer(*_place)] = dataclasses.replace(
+        _same,
+        label=_same.label.replace(f"{PASSES} passes", f"{AS_LONG} passes"),
+        overrides=(*_same.overrides, f"epochs={AS_LONG}"),
+    )
     for _strength in _strengths:
-        _same = CASES[_late(*_place)]
         CASES[_curved(*_place, _strength)] = dataclasses.replace(
             _same,
             label=f"{_same.label}, curvature {_strength}",
@@ -128,9 +139,11 @@ def write_maps(results: Path, page: Path) -> None:
         cells = [_cell(results, _late(4, d, m, order)) for order in orders]
         rows.append(f"| 4 | {d} | {m} | " + " | ".join(cells) + " |")
     strengths = sorted({0, *(each for some in CURVATURE.values() for each in some)})
-    rows += ["", *table_head(["K", "d", "M", *(f"curvature {c}" for c in strengths)])]
+    heads = [*(f"curvature {c}" for c in strengths), f"0, {AS_LONG} passes"]
+    rows += ["", *table_head(["K", "d", "M", *heads])]
     for place in CURVATURE:
         cells = [_cell(results, _curved(*place, c)) for c in strengths]
+        cells.append(_cell(results, _longer(*place)))
         rows.append(" | ".join([f"| {place[0]}", *map(str, place[1:]), *cells]) + " |")
     heads = [f"filters at K=4, {SMALL_PASSES} passes", "layer-parallel", "exact"]
     rows += ["", *table_head(heads)]
