@@ -5,6 +5,7 @@ import torch
 
 from laminar.curvature import MAX_CHANGE, moved_adjoint
 from laminar.stage import Stage
+from laminar.visit import Again
 from tests.tiny import tiny_plan
 
 
@@ -57,3 +58,15 @@ def test_a_late_forward_keeps_only_both_ends():
         stage.backward(0, plan.filters[plan.bounds[1]].encode_adjoint(message[0].float(), 1.0))
         assert kept
     assert all(torch.equal(mean[n], b) for n, b in stage.module.named_buffers())
+
+
+def test_a_forward_draws_the_same_random_numbers_again():
+    """A user's own block may; what is drawn afterwards goes on as if nothing had been."""
+    torch.manual_seed(0)
+    again = Again.of(torch.zeros(1), None)
+    first, then = torch.rand(3), torch.rand(3)
+    torch.manual_seed(0)
+    torch.rand(3)
+    with again.random_numbers():
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.rand(3), then)
