@@ -58,7 +58,8 @@ def choose_cuts(plan: Plan, costs: Sequence[float], exchange: Exchange | None = 
         if needs is not None and limit is not None and needs(k, first, last) > limit * 1e6:
             return math.inf
         compute = total[last] - total[first]
-        compute *= work_factor(config.parallel, k, config.num_stages)
+        if config.method != "exact":
+            compute *= work_factor(config.parallel, k, config.num_stages)
         return max(compute, exchange(k, first)) if exchange is not None and k else compute
 
     cuts = best_cuts(num_blocks, config.num_stages, cost)
@@ -86,7 +87,7 @@ def check_memory(plan: Plan) -> None:
             raise ConfigError(
                 f"stage {k}, blocks {first}..{last - 1}, must fit partition.memory_limit_mb",
                 got=f"about {needs(k, first, last) / 1e6:.0f} MB, limit {limit:g}",
-                fix="raise the limit, move the cuts, or set cuts to null to have them chosen",
+                fix="raise the limit or the micro_batches, or move the cuts (null chooses them)",
             )
 
 

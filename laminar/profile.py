@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -48,20 +48,6 @@ def _times_cuts(config: Config) -> bool:
 
 def _times_hops(config: Config) -> bool:
     return config.parallel.lateness == "auto" and config.partition.costs == "measured"
-
-
-def with_found(config: Config, run: Config) -> Config:
-    """Return the configuration with what timing has chosen for a run with others like it."""
-    update: dict[str, Any] = {}
-    if config.precision.memory_format == "auto":
-        found = {"memory_format": run.precision.memory_format}
-        update["precision"] = config.precision.model_copy(update=found)
-    if _times_cuts(config):
-        update["cuts"] = run.cuts
-    config = config.model_copy(update=update)
-    if _times_hops(config):
-        config = with_lateness(config, run.parallel.hop_delay, run.parallel.order)
-    return config
 
 
 def measure(config: Config, plan: Plan, device: torch.device, num_repeats: int = 5) -> Config:

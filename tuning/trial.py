@@ -32,7 +32,6 @@ from laminar.config_file import dump_config
 from laminar.data import describe, with_absolute_paths
 from laminar.plan import Plan
 from laminar.planning import make_plan
-from laminar.profile import with_found
 from laminar.progress import EpochEnd, Event
 from laminar.run_directory import RunDirectory
 from tuning.config import parse_search
@@ -85,26 +84,25 @@ def run_trial(params: Params, tree: dict[str, Any], search_folder: str) -> None:
     # It says at every epoch where a checkpoint is, and that would fill the log of a job.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     search = parse_search(tree)
-    configs = [with_absolute_paths(config) for config in search.configs(params)]
-    plans = [make_plan(config, describe(config.data)) for config in configs]
+    plans = [_plan(config) for config in search.configs(params)]
     trial_id = tune.get_context().get_trial_id()
     home = Path(search_folder) / trial_id / "runs"
     checkpoint = tune.get_checkpoint()
     saved = Path(checkpoint.path) if checkpoint else None
-    state = prepare(home, configs, State(trial_id, 0, dict(params)), saved)
+    state = prepare(home, plans, State(trial_id, 0, dict(params)), saved)
     group = ray.util.get_current_placement_group()
     assert group is not None, "Tune runs a trial in its placement group"
     lanes = Lanes(
         [
-            _Run(run_folder(home, config), config, state.epoch, Reservation(group, first))
-            for config, first in zip(configs, _first_bundles(plans), strict=True)
+            _Run(run_folder(home, plan.config), plan.config, state.epoch, Reservation(group, first))
+            for plan, first in zip(plans, _first_bundles(plans), strict=True)
         ]
     )
     with lanes:
         for epoch in lanes:
             reported = replace(state, epoch=epoch[0]["epoch"])
             reported.write(home)
-            folders = [run_folder(home, config) for config in configs]
+            folders = [run_folder(home, plan.config) for plan in plans]
             metrics = summarise([_up_to(RunDirectory(f), reported.epoch) for f in folders])
             metrics |= {"num_epochs": plans[0].config.epochs, "cloned_from": state.cloned_from}
             metrics["params"] = dict(params)  # Tune's own are those of the next epoch, with PBT
@@ -115,6 +113,11 @@ def run_trial(params: Params, tree: dict[str, Any], search_folder: str) -> None:
 def run_folder(home: Path, config: Config) -> Path:
     """Return the run directory of one seed."""
     return home / f"seed_{config.seed}"
+
+
+def _plan(config: Config) -> Plan:
+    config = with_absolute_paths(config)
+    return make_plan(config, describe(config.data))
 
 
 def _first_bundles(plans: Sequence[Plan]) -> list[int]:
@@ -158,12 +161,12 @@ def _cut_bytes(line: dict[str, Any]) -> int:
 # -- where a trial begins ------------------------------------------------------------------------
 
 
-def prepare(home: Path, configs: Sequence[Config], new: State, saved: Path | None) -> State:
+def prepare(home: Path, plans: Sequence[Plan], new: State, saved: Path | None) -> State:
     """Make the folder of a trial's runs what they shall go on from.
 
     Args:
         home: The folder; it may hold runs, of any of the trial's lives.
-        configs: One for each seed.
+        plans: One for each seed.
         new: The trial and its parameters, nothing trained.
         saved: The checkpoint that Tune gives, a copy of such a folder; None at the start, or when
             the search was killed before Tune took note of one.
@@ -181,8 +184,8 @@ def prepare(home: Path, configs: Sequence[Config], new: State, saved: Path | Non
         state = replace(new, epoch=known.epoch, cloned_from=origin)
         if is_clone or not is_ours:
             _replace(home, saved)
-            for config in configs:
-                adopt(RunDirectory(run_folder(home, config)), config)
+            for plan in plans:
+                adopt(RunDirectory(run_folder(home, plan.config)), plan)
     elif not is_ours:
         shutil.rmtree(home, ignore_errors=True)
     state.write(home)
@@ -198,13 +201,14 @@ def _replace(home: Path, saved: Path) -> None:
     fresh.rename(home)
 
 
-def adopt(run: RunDirectory, config: Config) -> None:
+def adopt(run: RunDirectory, plan: Plan) -> None:
     """Let a run go on with another configuration of the same network.
 
     Weights, averages and the optimiser's state stay, and what was found by timing; the checkpoints'
     manifests name the new configuration from then on.
     """
-    new = make_plan(with_found(config, run.open_config()), describe(config.data))
+    changes = {"precision": run.open_config().precision}
+    new = make_plan(plan.config.model_copy(update=changes), plan.problem)
     for folder in list_checkpoints(run.checkpoints):
         manifest = read_manifest(folder)
         publish(folder, epoch=manifest.epoch, plan=new, parts=manifest.parts, data=manifest.data)

@@ -127,7 +127,12 @@ def write_maps(results: Path, page: Path) -> None:
     if not any((results / f"{name}-seed0.jsonl").exists() for name in CASES):
         return
     numbers = LATENESS["micro_batches"]
-    rows = [f"Serial: {_cell(results, 'map-serial')}. {PASSES} passes; mean +- std (seeds)."]
+    serial = finals(results, "map-serial")
+    first = spread({seed: serial[seed] for seed in serial if seed == 0})
+    rows = [
+        f"Serial: {spread(serial)}; {first} with seed 0, which cells of one seed are of. "
+        f"{PASSES} passes; mean +- std (seeds)."
+    ]
     rows += ["", *table_head(["K", "d", *(f"M={m}" for m in numbers)])]
     for k in LATENESS["num_stages"]:
         for d in LATENESS["hop_delay"]:

@@ -88,8 +88,11 @@ class ParallelConfig(FrozenModel):
     )
 
     @model_serializer(mode="wrap")
-    def _without_what_is_chosen(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what `lateness: auto` chooses, for it must not be given."""
+    def _without_what_is_chosen(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        """Leave out what `lateness: auto` chooses, for it must not be given.
+
+        With its type named, the schema of answers would be that of any mapping.
+        """
         tree: dict[str, Any] = handler(self)
         if self.lateness == "auto":
             named = {"order"} & self.model_fields_set

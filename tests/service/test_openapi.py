@@ -212,3 +212,10 @@ def test_every_operation_answers_each_role_as_documented(
                 assert not found & {401, 403}, (label, user, found)
             else:
                 assert found == expected, (label, user, found)
+
+
+def test_settings_are_described_alike_in_requests_and_answers(service: Service) -> None:
+    """Two kinds, `Config-Input` and `Config-Output`, would be a serializer's doing."""
+    schemas = create_app(service.manager).openapi()["components"]["schemas"]
+    assert "micro_batches" in schemas["ParallelConfig"]["properties"]
+    assert "parallel" in schemas["Config"]["properties"]

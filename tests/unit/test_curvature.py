@@ -60,8 +60,29 @@ def test_a_late_forward_keeps_only_both_ends():
     assert all(torch.equal(mean[n], b) for n, b in stage.module.named_buffers())
 
 
-def test_a_forward_draws_the_same_random_numbers_again():
-    """A user's own block may; what is drawn afterwards goes on as if nothing had been."""
+def test_a_block_that_draws_random_numbers_draws_them_again(monkeypatch):
+    """A user's own may. At the same weights the output has then not moved."""
+    plan = tiny_plan(parallel={"micro_batches": 1, "curvature": 1.0, "lookahead": False})
+    stage, seen = Stage(plan, 0), []
+
+    def moved(p, dx, batch_size, strength):
+        seen.append(dx)
+        return p
+
+    monkeypatch.setattr("laminar.stage.moved_adjoint", moved)
+    stage.module.register_forward_hook(lambda module, args, out: out + torch.rand_like(out))
+    x = torch.rand(8, *plan.shapes[0])
+    outs = []
+    for micro in (0, 1):
+        outs += stage.forward(micro, x, None, num_micro=1, s=1)
+    assert not torch.equal(*outs)
+    p = plan.filters[plan.bounds[1]].encode_adjoint(torch.rand(8, *plan.shapes[1]), 1.0)
+    for micro in (0, 1):
+        stage.backward(micro, p)
+    assert [float(dx.abs().max()) for dx in seen] == [0.0, 0.0]
+
+
+def test_random_numbers_go_on_as_if_none_had_been_drawn_again():
     torch.manual_seed(0)
     again = Again.of(torch.zeros(1), None)
     first, then = torch.rand(3), torch.rand(3)

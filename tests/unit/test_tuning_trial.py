@@ -18,7 +18,6 @@ from actors import RunStopped
 from laminar.checkpoint import list_checkpoints, load_tensors, read_manifest
 from laminar.errors import ResourceError
 from laminar.plan import Plan
-from laminar.profile import needs_measuring
 from laminar.run_directory import RunDirectory
 from tests.tiny import differing, tiny_config, tiny_plan, write_run
 from tests.unit.test_tuning_space import FILTERS, search
@@ -79,7 +78,7 @@ def weights(home: Path, plan: Plan) -> dict[str, Any]:
 def test_a_new_trial_begins_with_nothing(tmp_path: Path):
     home = tmp_path / "a" / "runs"
     new = State("a", 0, PARAMS)
-    assert prepare(home, [tiny_config()], new, None) == new == State.read(home)
+    assert prepare(home, [tiny_plan()], new, None) == new == State.read(home)
 
 
 def test_a_trial_goes_on_from_its_own_folder_even_if_tune_knows_less(tmp_path: Path):
@@ -90,9 +89,9 @@ def test_a_trial_goes_on_from_its_own_folder_even_if_tune_knows_less(tmp_path: P
     new, known = State("a", 0, PARAMS), State("a", 1, PARAMS)
     known.write(saved)
     shutil.rmtree(run_folder(saved, plan.config) / "checkpoints")
-    assert prepare(home, [plan.config], new, saved) == known
+    assert prepare(home, [plan], new, saved) == known
     assert differing(weights(home, plan), before) == []
-    assert prepare(home, [plan.config], new, None) == new
+    assert prepare(home, [plan], new, None) == new
     assert differing(weights(home, plan), before) == []
 
 
@@ -101,7 +100,7 @@ def test_a_lost_folder_comes_back_from_the_checkpoint(tmp_path: Path):
     home = home_of(tmp_path, plan, "a")
     before, saved = weights(home, plan), checkpoint_of(home)
     shutil.rmtree(home)
-    assert prepare(home, [plan.config], State("a", 0, PARAMS), saved) == State("a", 2, PARAMS)
+    assert prepare(home, [plan], State("a", 0, PARAMS), saved) == State("a", 2, PARAMS)
     assert differing(weights(home, plan), before) == []
 
 
@@ -111,36 +110,14 @@ def test_a_clone_takes_weights_and_epochs_of_the_other_and_keeps_its_own_values(
     home = home_of(tmp_path, tiny_plan(3, optimizer={"lr": 1e-9}), "bad")
     assert differing(weights(home, own), weights(other, good)) != []
     new = State("bad", 0, {"optimizer.lr": 0.01})
-    state = prepare(home, [own.config], new, checkpoint_of(other))
+    state = prepare(home, [own], new, checkpoint_of(other))
     assert state == State("bad", 2, new.params, cloned_from="good")
     assert differing(weights(home, own), weights(other, good)) == []
     run = RunDirectory(run_folder(home, own.config))
     (saved,) = list_checkpoints(run.checkpoints)
     assert run.open_config() == read_manifest(saved).plan.config == own.config
     # A failure later: what it goes on from is its own again, and where it came from stays known.
-    assert prepare(home, [own.config], new, checkpoint_of(home)) == state
-
-
-def test_a_clone_keeps_what_timing_found(tmp_path: Path):
-    """The copied run was measured; the clone's own settings say `auto` and `measured` still."""
-    found = {"micro_batches": 4, "hop_delay": 1, "order": "backward_first"}
-    partition = {"costs": "measured"}
-    good = tiny_plan(3, parallel=found, cuts=[2], partition=partition)
-    config = tiny_config(
-        3,
-        parallel={"lateness": "auto", "curvature": 1},
-        partition=partition,
-        optimizer={"lr": 0.01},
-    )
-    other = home_of(tmp_path, good, "good")
-    home = tmp_path / "new" / "runs"
-    prepare(home, [config], State("new", 0, {"optimizer.lr": 0.01}), checkpoint_of(other))
-    clone = RunDirectory(run_folder(home, config)).open_config()
-    assert clone.cuts == (2,)
-    assert (clone.parallel.hop_delay, clone.parallel.order) == (1, "backward_first")
-    assert clone.parallel.micro_batches == 1  # for the batch of eight, as early as can be
-    assert (clone.parallel.curvature, clone.optimizer.lr) == (1, 0.01)
-    assert not needs_measuring(clone)
+    assert prepare(home, [own], new, checkpoint_of(home)) == state
 
 
 # -- side by side ----------------------------------------------------------------------------------
