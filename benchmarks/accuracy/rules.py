@@ -11,7 +11,13 @@ from benchmarks.accuracy.cases import Case, table_head
 from benchmarks.accuracy.study import K2_COST, free_cost
 from benchmarks.finals import finals, spread
 
-RULES = ("delayed_gradient", "greedy", "auxnet", "exact")
+RULES = {
+    "delayed_gradient": ("method=delayed_gradient",),
+    "curvature": ("method=delayed_gradient", "parallel.curvature=4"),
+    "greedy": ("method=greedy",),
+    "auxnet": ("method=auxnet",),
+    "exact": ("method=exact",),
+}
 FILTERS = {
     "int8": "{pool: 1, cast: int8}",
     "2x2 fp16": "{pool: 2, cast: fp16}",
@@ -89,7 +95,7 @@ def _cases(task: Task) -> dict[str, Case]:
             settings = (*task.settings, f"epochs={num}")
             found[task.shorter(num)] = Case(task.data, label, settings, "serial")
     for cast, filter_ in FILTERS.items():
-        for rule in RULES:
+        for rule, settings in RULES.items():
             for k in STAGES:
                 found[task.case_of(rule, cast, k)] = Case(
                     task.data,
@@ -97,7 +103,7 @@ def _cases(task: Task) -> dict[str, Case]:
                     (
                         *passes,
                         f"num_stages={k}",
-                        f"method={rule}",
+                        *settings,
                         f"filters={filter_}",
                         f"parallel.micro_batches={2 if k == 2 else 4}",
                     ),
