@@ -86,7 +86,7 @@ def measured(config: Config, plan: Plan, room: Reservation) -> Plan:
     with unwrapped():
         found = ray.get(task.remote(config, plan))
     plan = make_plan(found, plan.problem, plan.factories)
-    check_memory(plan)  # a hop delay that was found takes more than one
+    check_memory(plan)  # a longer hop delay may have been found than was planned with
     return plan
 
 

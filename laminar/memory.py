@@ -195,8 +195,8 @@ def _run(plan: Plan, num_samples: int) -> list[_Kept]:
                 parameters=sum(p.nbytes for p in module.parameters()),
                 input=received - (x_in.nbytes if is_counted_here and index else 0),
                 saved=counter.num_bytes - before,
-                crossing=received
-                or x_in.nbytes,  # a stage's ends are fp32, images are what they are
+                # A stage keeps both of its ends in fp32, whatever it computes in.
+                crossing=received or x_in.nbytes,
             )
         )
     return found

@@ -242,7 +242,8 @@ def _seconds(plan: Plan) -> float:
     """Return the run's seconds on a core for each stage.
 
     The parallel phase is as slow as its slowest stage, an exact batch of M micro-batches takes
-    (M+K-1)/M times the stage of the most blocks' cost, and evaluation, a forward only, a third.
+    (M+K-1)/M times the largest stage, without forwards that run twice, and evaluation, a forward
+    only, a third of it.
     """
     from laminar.blocks import build
     from laminar.cuts import block_costs

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from laminar.curvature import MAX_CHANGE
 from laminar.data import open_inputs, open_labels
 from laminar.one_process import LedgerEngine, OneProcessEngine
-from laminar.planning import make_plan
 from laminar.reference import Reference
 from laminar.store import Store
 from tests.tiny import descend, differing, far, run_reference, tiny_plan
@@ -131,6 +130,42 @@ def test_stored_engine_equals_reference(number):
     assert all(torch.isfinite(t).all() for t in state.values())
 
 
+class ByHand:
+    """K=2, two batches, plain SGD: what the engine has trained, and its stages before that."""
+
+    def __init__(self, **changes):
+        plan = tiny_plan(
+            2,
+            num_stages=2,
+            filters={"pool": 1, "cast": "fp32"},
+            correction={"micro_batches": 1},
+            epochs=1,
+            phases=[{"phase": "parallel", "epochs": 1}],
+            optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0},
+            schedule={"warmup_epochs": 0},
+            **changes,
+        )
+        self.engine = OneProcessEngine(plan)
+        self.engine.run()
+        self.inputs, self.labels = open_inputs(plan.config), open_labels(plan.config)
+        cut = plan.bounds[1]
+        self.first, self.second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
+        self.lr = [plan.learning_rate(batch) for batch in range(2)]
+
+    def exact_pass(self):
+        """Train it; return x and p of each batch."""
+        sent = []
+        for batch in range(2):
+            x = self.first(self.inputs.train(0, batch))
+            leaf = x.detach().requires_grad_()
+            F.cross_entropy(self.second(leaf), self.labels.train(0, batch)).backward()
+            x.backward(leaf.grad)
+            step(self.first, self.lr[batch])
+            step(self.second, self.lr[batch])
+            sent.append((x.detach(), leaf.grad))
+        return sent
+
+
 @pytest.mark.parametrize("method", ["augmented_lagrangian", "penalty"])
 def test_stored_updates_by_hand(method):
     """K=2, two batches, two sweeps: the paper's updates with lambda and kappa of each sample.
@@ -138,37 +173,17 @@ def test_stored_updates_by_hand(method):
     In plain torch: the stage before differentiates its own loss as it is written, at the old
     multiplier and the new lambda, which the engine never does.
     """
-    rho, rate = 0.5 / 8, 0.5  # of a batch of 8; step size of visits
-    plan = tiny_plan(
-        2,
-        num_stages=2,
-        filters={"pool": 1, "cast": "fp32"},
+    rho, rate, is_penalty = 0.5 / 8, 0.5, method == "penalty"  # rho of a batch of 8
+    hand = ByHand(
         method=method,
         penalty={"name": "fixed", "rho": 0.5},
         stored={"sweeps": 2, "step_size": rate},
         parallel={"feed": "stored"},
-        correction={"micro_batches": 1},
-        epochs=1,
-        phases=[{"phase": "parallel", "epochs": 1}],
-        optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0},
-        schedule={"warmup_epochs": 0},
     )
-    engine = OneProcessEngine(plan)
-    engine.run()
-    cut, inputs, labels = plan.bounds[1], open_inputs(plan.config), open_labels(plan.config)
-    first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
-    lr = [plan.learning_rate(batch) for batch in range(2)]
-    lams, kappas = [], []
-    for batch in range(2):  # exact
-        x = first(inputs.train(0, batch))
-        leaf = x.detach().requires_grad_()
-        F.cross_entropy(second(leaf), labels.train(0, batch)).backward()
-        x.backward(leaf.grad)
-        step(first, lr[batch])
-        step(second, lr[batch])
-        p, is_penalty = leaf.grad, method == "penalty"
-        lams.append(x.detach() - p / rho if is_penalty else x.detach())
-        kappas.append(torch.zeros_like(p) if is_penalty else p)
+    first, second, inputs, labels, lr = hand.first, hand.second, hand.inputs, hand.labels, hand.lr
+    sent = hand.exact_pass()
+    lams = [x - p / rho if is_penalty else x for x, p in sent]
+    kappas = [torch.zeros_like(p) if is_penalty else p for _, p in sent]
     olds = list(kappas)
     for _ in range(2):  # sweeps; what a stage needs of its neighbour is of the sweep before
         for batch in range(2):
@@ -184,38 +199,16 @@ def test_stored_updates_by_hand(method):
             if not is_penalty:
                 kappas[batch] = kappa + rho * (x - lams[batch])
             olds[batch] = kappa
-    assert far(engine.state(), [first, second], atol=1e-5) == []
+    assert far(hand.engine.state(), [first, second], atol=1e-5) == []
 
 
 def test_stored_curvature_by_hand():
     """A visit of the stage before descends <p, x> + B c/2 <p, x - x_sent>^2 of each sample."""
     strength, rate = 0.5, 0.5
-    plan = tiny_plan(
-        2,
-        num_stages=2,
-        filters={"pool": 1, "cast": "fp32"},
-        stored={"step_size": rate},
-        parallel={"feed": "stored", "curvature": strength},
-        correction={"micro_batches": 1},
-        epochs=1,
-        phases=[{"phase": "parallel", "epochs": 1}],
-        optimizer={"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0},
-        schedule={"warmup_epochs": 0},
-    )
-    engine = OneProcessEngine(plan)
-    engine.run()
-    cut, inputs, labels = plan.bounds[1], open_inputs(plan.config), open_labels(plan.config)
-    first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
-    lr = [plan.learning_rate(batch) for batch in range(2)]
-    sent = []
-    for batch in range(2):  # exact
-        x = first(inputs.train(0, batch))
-        leaf = x.detach().requires_grad_()
-        F.cross_entropy(second(leaf), labels.train(0, batch)).backward()
-        x.backward(leaf.grad)
-        step(first, lr[batch])
-        step(second, lr[batch])
-        sent.append((x.detach(), leaf.grad))
+    parallel = {"feed": "stored", "curvature": strength}
+    hand = ByHand(stored={"step_size": rate}, parallel=parallel)
+    first, second, inputs, labels, lr = hand.first, hand.second, hand.inputs, hand.labels, hand.lr
+    sent = hand.exact_pass()
     for batch, (x_sent, p) in enumerate(sent):  # visits
         F.cross_entropy(second(x_sent), labels.train(0, batch)).backward()
         step(second, rate * lr[batch])
@@ -224,10 +217,9 @@ def test_stored_curvature_by_hand():
         assert 1e-4 < float(strength * 8 * along.detach().abs().max()) < MAX_CHANGE
         ((p * x).sum() + 8 * strength / 2 * along.square().sum()).backward()
         step(first, rate * lr[batch])
-    assert far(engine.state(), [first, second], atol=1e-5) == []
-    plain = plan.config.parallel.model_copy(update={"curvature": 0.0})
-    plain_plan = make_plan(plan.config.model_copy(update={"parallel": plain}), plan.problem)
-    assert differing(run_reference(plain_plan).state(), engine.state())
+    assert far(hand.engine.state(), [first, second], atol=1e-5) == []
+    plain = ByHand(stored={"step_size": rate}, parallel={"feed": "stored"})
+    assert differing(plain.engine.state(), hand.engine.state())
 
 
 def step(module, lr):

@@ -182,13 +182,13 @@ def test_smoothing_and_augmentation(num_stages, mixup):
     assert differing(run_reference(plan).state(), _engine(plan).state()) == []
 
 
-def test_late_gradients_by_hand():
-    """K=2, M=1, d=1, plain SGD: stage 0's first three gradients meet its initial weights."""
+def late_epoch(num_batches, **parallel):
+    """K=2, M=1, d=1, plain SGD: the plan, the engine after an epoch, both stages before it."""
     plan = tiny_plan(
-        4,
+        num_batches,
         num_stages=2,
         filters={"pool": 1, "cast": "fp32"},
-        parallel={"micro_batches": 1, "lookahead": False},
+        parallel={"micro_batches": 1, "lookahead": False, **parallel},
         phases=[{"phase": "parallel", "epochs": 2}],
         optimizer={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
         schedule={"warmup_epochs": 0},
@@ -196,7 +196,12 @@ def test_late_gradients_by_hand():
     engine = OneProcessEngine(plan)
     engine.train(plan.segments[0])
     cut = plan.bounds[1]
-    first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
+    return plan, engine, plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
+
+
+def test_late_gradients_by_hand():
+    """Stage 0's first three gradients meet its initial weights."""
+    plan, engine, first, second = late_epoch(4)
     inputs, labels = open_inputs(plan.config), open_labels(plan.config)
     pending = []
     for batch in range(4):
@@ -216,19 +221,7 @@ def test_late_gradients_by_hand():
 @pytest.mark.parametrize("strength", [0.5, 50.0])
 def test_curvature_by_hand(strength):
     """The same with late forwards run again; at the larger strength changes are held back."""
-    plan = tiny_plan(
-        5,
-        num_stages=2,
-        filters={"pool": 1, "cast": "fp32"},
-        parallel={"micro_batches": 1, "lookahead": False, "curvature": strength},
-        phases=[{"phase": "parallel", "epochs": 2}],
-        optimizer={"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
-        schedule={"warmup_epochs": 0},
-    )
-    engine = OneProcessEngine(plan)
-    engine.train(plan.segments[0])
-    cut = plan.bounds[1]
-    first, second = plan.build_stage_module(0, cut), plan.build_stage_module(cut, 5)
+    plan, engine, first, second = late_epoch(5, curvature=strength)
     inputs, labels = open_inputs(plan.config), open_labels(plan.config)
     sent, changes = [], []
 
