@@ -45,7 +45,8 @@ class Task:
     @property
     def settings(self) -> tuple[str, ...]:
         """Of the configuration, but for its passes."""
-        return (f"model.name={self.network}",)
+        limit = ("data.max_train=10000",) if self.data == "mnist" else ()
+        return (f"model.name={self.network}", *limit)
 
     def case_of(self, rule: str, filter_: str, num_stages: int) -> str:
         """Return the name of a cell's case."""
@@ -77,8 +78,8 @@ TASKS = (
     Task("resnet8", "cifar10_16", "ResNet-8, CIFAR-10 (10,000 images at 16x16), 10 passes", 10),
     Task("resnet20", "cifar10_16", "ResNet-20, the same, 10 passes", 10),
     Task("wrn16_2", "cifar10_16", "WRN-16-2, the same, 3 passes", 3),
-    Task("resnet20", "mnist", "ResNet-20, MNIST, 1 pass", 1),
-    Task("wrn16_2", "mnist", "WRN-16-2, MNIST, 1 pass", 1),
+    Task("resnet20", "mnist", "ResNet-20, MNIST (10,000 images), 4 passes", 4),
+    Task("wrn16_2", "mnist", "WRN-16-2, the same, 2 passes", 2),
 )
 _CONTROLS: dict[str, Callable[[Task, int], int]] = {
     "serial, exact passes only": Task.exact_only,

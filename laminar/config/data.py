@@ -88,14 +88,27 @@ class DigitsConfig(_Augmented):
     )
 
 
-class MnistConfig(_Augmented):
+class _Limited(_Augmented):
+    max_train: int | None = Field(
+        None, ge=1, description="Use only so many training images, evenly spread over all; or all."
+    )
+    max_test: int | None = Field(
+        None, ge=1, description="Use only so many test images, evenly spread over all; or all."
+    )
+
+    def limit(self, split: Literal["train", "test"]) -> int | None:
+        """Return how many images of a split to use; None is all."""
+        return self.max_train if split == "train" else self.max_test
+
+
+class MnistConfig(_Limited):
     """MNIST through torchvision, from files already on disk."""
 
     name: Literal["mnist"]
     root: str = Field(description="Folder that holds MNIST/raw/*-ubyte[.gz], as torchvision wants.")
 
 
-class _Cifar(_Augmented):
+class _Cifar(_Limited):
     crop_padding: int = Field(
         4, ge=0, le=16, description="Zero padding, in pixels, before the random crop; 0 is no crop."
     )
@@ -116,7 +129,7 @@ class Cifar100Config(_Cifar):
     root: str = Field(description="Folder that holds cifar-100-python/, as torchvision wants.")
 
 
-class ImageFolderConfig(_Augmented):
+class ImageFolderConfig(_Limited):
     """Images laid out as ROOT/train/CLASS/FILE and ROOT/test/CLASS/FILE, any size and mode."""
 
     name: Literal["image_folder"]
@@ -136,12 +149,6 @@ class ImageFolderConfig(_Augmented):
     channels: Literal[1, 3] = Field(3, description="1 reads images as grey, 3 as RGB.")
     train_split: str = Field("train", description="Name of the training sub-folder.")
     test_split: str = Field("test", description="Name of the test sub-folder.")
-    max_train: int | None = Field(
-        None, ge=1, description="Use only so many training images, evenly spread over the listing."
-    )
-    max_test: int | None = Field(
-        None, ge=1, description="Use only so many test images, evenly spread over the listing."
-    )
     cache_dir: str | None = Field(
         None, description="Where decoded images are kept between runs; null is the user's cache."
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from laminar.config import Cifar10Config, Cifar100Config
+from laminar.data.evenly import evenly
 from laminar.errors import DataError
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -39,9 +40,10 @@ def load_cifar(data: Cifar10Config | Cifar100Config, split: Literal["train", "te
         DataError: A file is missing, or its checksum is not the published one.
     """
     dataset = _open(data, is_train=split == "train")
+    chosen = evenly(len(dataset.targets), data.limit(split))
     # torchvision gives [N, H, W, C], a transposed view of what lies in the files.
-    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
-    labels = torch.tensor(dataset.targets, dtype=torch.int64)
+    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)[chosen])
+    labels = torch.tensor(dataset.targets, dtype=torch.int64)[chosen]
     return CifarSplit(torch.from_numpy(images), labels, tuple(dataset.classes))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from laminar.config import ImageFolderConfig
 from laminar.data.decode import View, central, decode_image, squash
+from laminar.data.evenly import evenly
 from laminar.errors import DataError
 
 Split = Literal["train", "test"]
@@ -81,8 +82,7 @@ def list_split(data: ImageFolderConfig, split: Split) -> Listing:
             )
         names += [f"{folder}/{name}" for name in found]
         labels += [label] * len(found)
-    limit = data.max_train if split == "train" else data.max_test
-    chosen = evenly(len(names), limit)
+    chosen = evenly(len(names), data.limit(split))
     return Listing(
         root, tuple(names[i] for i in chosen), tuple(labels[i] for i in chosen), tuple(classes)
     )
@@ -156,13 +156,6 @@ def _decode_all(
             if report is not None and (done % 500 == 0 or done == num):
                 report(done, num)
     return images
-
-
-def evenly(num: int, limit: int | None) -> list[int]:
-    """Return at most `limit` of the indices 0..num-1, evenly spread."""
-    if limit is None or limit >= num:
-        return list(range(num))
-    return [i * num // limit for i in range(limit)]
 
 
 def _key(data: ImageFolderConfig, listing: Listing) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from laminar.config import ImageFolderConfig, ResizedCropConfig
 from laminar.data.decode import Box, View, decode_image
-from laminar.data.image_folder import Listing, evenly, num_workers, view_of
+from laminar.data.evenly import evenly
+from laminar.data.image_folder import Listing, num_workers, view_of
 from laminar.data.read_ahead import Pending
 from laminar.data.resized_crop import crop_bits, crop_boxes, resize_boxes
 

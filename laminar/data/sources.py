@@ -24,6 +24,7 @@ from laminar.config import (
 )
 from laminar.data.cifar import IMAGE_SHAPE, load_cifar
 from laminar.data.decode import decode_image, squash
+from laminar.data.evenly import evenly
 from laminar.data.image_folder import (
     Report,
     check_same_classes,
@@ -282,4 +283,5 @@ def _mnist(data: MnistConfig, split: Split) -> tuple[Tensor, Tensor]:
             got=f"{raw}/{prefix}-*: {str(error) or 'not an IDX file'}",
             fix="copy them anew",
         ) from error
-    return images, labels
+    chosen = evenly(len(labels), data.limit(split))
+    return images[chosen], labels[chosen]

@@ -47,6 +47,15 @@ def test_cifar10_is_read(cifar10: Path):
     assert load_labels(data, "test").tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_limit_takes_images_evenly(cifar10: Path):
+    data = Cifar10Config(name="cifar10", root=str(cifar10), max_train=4, max_test=2)
+    assert describe(data) == Problem((3, 32, 32), 10, 4, 2, NAMES)
+    whole = load_images(Cifar10Config(name="cifar10", root=str(cifar10)), "train")
+    assert torch.equal(load_images(data, "train"), whole[[0, 7, 15, 22]])
+    assert load_labels(data, "train").tolist() == [2, 3, 5, 6]
+    assert load_labels(data, "test").tolist() == [0, 3]
+
+
 def test_cifar100_is_read_with_its_fine_classes(cifar100: Path):
     data = Cifar100Config(name="cifar100", root=str(cifar100))
     names = tuple(f"fine {i}" for i in range(100))

@@ -265,6 +265,15 @@ def test_mnist_files_are_read(mnist: Path):
         assert load_labels(data, split).tolist() == [i % 10 for i in range(num)]
 
 
+def test_a_limit_takes_mnist_evenly(mnist: Path):
+    whole = MnistConfig(name="mnist", root=str(mnist))
+    data = MnistConfig(name="mnist", root=str(mnist), max_train=3, max_test=5)
+    assert describe(data) == Problem((1, 28, 28), 10, 3, 5)
+    for split, chosen in (("train", [0, 6, 13]), ("test", [0, 2, 4, 6, 8])):
+        assert torch.equal(load_images(data, split), load_images(whole, split)[chosen])
+        assert load_labels(data, split).tolist() == [i % 10 for i in chosen]
+
+
 def test_a_processed_folder_beside_mnist_is_never_unpickled(mnist: Path):
     processed = mnist / "MNIST" / "processed"
     processed.mkdir()
