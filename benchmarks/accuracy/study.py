@@ -157,8 +157,11 @@ HYBRIDS = [
     _more_stages("resnet8", 4, 20, f"{_BEST}, {STEP_SIZE}", pooled_filters(4), *_DEFAULT_SGD),
     _more_stages("resnet20", 8, 40, "int8", "batch_size=96"),
     _more_stages("resnet20", 8, 40, _BEST, pooled_filters(8), "batch_size=96"),
-    _more_stages(
-        "resnet20", 8, 40, "int8, 2x2 behind the first group", pooled_filters(8, 4), "batch_size=96"
+    *(
+        _more_stages(
+            "resnet20", 8, 40, f"int8, 2x2 {words}", pooled_filters(8, first), "batch_size=96"
+        )
+        for words, first in (("behind the first group", 4), ("from the first strided block on", 3))
     ),
 ]
 _LATE = (pooled_filters(4), "parallel.hop_delay=4", "parallel.micro_batches=10")
