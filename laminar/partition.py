@@ -100,7 +100,7 @@ def exchange_seconds(plan: Plan) -> Exchange:
     size = config.batch_size // config.num_micro_of("parallel")
 
     def seconds(stage: int, boundary: int) -> float:
-        f = config.filter_of_cut(stage, boundary, plan.shapes[boundary])
+        f = config.filter_of_cut(stage, boundary, plan.shapes)
         one = Filter(f.pool, f.cast).encode(torch.zeros(1, *plan.shapes[boundary]))
         num_bytes = size * sum(part.nbytes for part in one)
         return num_bytes / (config.partition.bandwidth_mb_s * 1e6)

@@ -65,7 +65,7 @@ class Plan:
         """What the configuration says of each boundary that has a filter, as in `filters`."""
         found = {f.boundary: f.plain() for f in self.config.kept_filters}
         for stage, boundary in enumerate(self.config.cuts or (), 1):
-            found[boundary] = self.config.filter_of_cut(stage, boundary, self.shapes[boundary])
+            found[boundary] = self.config.filter_of_cut(stage, boundary, self.shapes)
         return found
 
     @property
@@ -115,8 +115,7 @@ class Plan:
         """Return the plan with these cuts, and with the filter of each cut written out."""
         config = self.config
         filters = tuple(
-            config.filter_of_cut(k, boundary, self.shapes[boundary])
-            for k, boundary in enumerate(cuts, 1)
+            config.filter_of_cut(k, boundary, self.shapes) for k, boundary in enumerate(cuts, 1)
         )
         kept = tuple(f for f in config.kept_filters if f.boundary not in cuts)
         update = {"cuts": cuts, "filters": filters, "kept_filters": kept}

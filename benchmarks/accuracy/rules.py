@@ -22,6 +22,7 @@ FILTERS = {
     "int8": "{pool: 1, cast: int8}",
     "2x2 fp16": "{pool: 2, cast: fp16}",
     "none": "{pool: 1, cast: fp32}",
+    "by the cut": "null",
 }
 STAGES = (2, 3, 4)
 _EXACT = 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -64,8 +65,9 @@ class Config(FrozenModel):
     ema: EmaConfig | None = Field(None, description="Averaged weights; null keeps no average.")
     filters: FilterConfig | tuple[FilterConfig, ...] | None = Field(
         None,
-        description="One filter for all cuts, or a list with one for each; null pools 2x2 at all "
-        "but a cut behind the first block, and casts to fp16 with two stages, to int8 with more.",
+        description="One filter for all cuts, or a list with one for each; null goes by the "
+        "cut: with more than two stages int8, pooled 2x2 from the first block on that makes images "
+        "smaller, with two stages 2x2 fp16, but behind the first block not pooled.",
     )
     kept_filters: tuple[KeptFilterConfig, ...] = Field(
         (), description="Filters of boundaries, whether or not there is a cut."
@@ -228,17 +230,19 @@ class Config(FrozenModel):
             return (self.filters,) * (self.num_stages - 1)
         return self.filters or ()
 
-    def filter_of_cut(self, stage: int, boundary: int, shape: tuple[int, ...]) -> FilterConfig:
+    def filter_of_cut(
+        self, stage: int, boundary: int, shapes: Sequence[tuple[int, ...]]
+    ) -> FilterConfig:
         """Return the filter of the cut before a stage if it is at this boundary.
 
         Args:
             stage: The one that receives.
             boundary: Its first block.
-            shape: Of what crosses there, without the batch.
+            shapes: Of the input of each block and the output of the last, without the batch.
         """
         for kept in self.kept_filters:
             if kept.boundary == boundary:
                 return kept.plain()
         if self.filters is None:
-            return default_filter(self.num_stages, boundary, shape)
+            return default_filter(self.num_stages, boundary, shapes)
         return self.filter_list()[stage - 1].plain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -28,16 +29,22 @@ class FilterConfig(FrozenModel):
         return FilterConfig(pool=self.pool, cast=self.cast, parallel_only=self.parallel_only)
 
 
-def default_filter(num_stages: int, boundary: int, shape: tuple[int, ...]) -> FilterConfig:
+def default_filter(
+    num_stages: int, boundary: int, shapes: Sequence[tuple[int, ...]]
+) -> FilterConfig:
     """Return the filter of a cut where `filters` is null (docs/decisions/filters-by-cut.md).
 
     Args:
         num_stages: K.
         boundary: First block behind the cut.
-        shape: Of what crosses it, without the batch.
+        shapes: Of the input of each block and the output of the last, without the batch.
     """
+    shape, made_of_it, stems = shapes[boundary], shapes[boundary + 1], shapes[1]
     can_pool = boundary > 1 and len(shape) == 3 and min(shape[-2:]) > 1
-    return FilterConfig(pool=2 if can_pool else 1, cast="fp16" if num_stages == 2 else "int8")
+    if num_stages == 2:
+        return FilterConfig(pool=2 if can_pool else 1, cast="fp16")
+    is_whole = made_of_it[1:] == stems[1:]  # height and width: no block has made it smaller yet
+    return FilterConfig(pool=2 if can_pool and not is_whole else 1, cast="int8")
 
 
 class KeptFilterConfig(FilterConfig):

@@ -111,9 +111,17 @@ def test_filters_that_nobody_set_go_by_the_cut(num_stages, cuts, wanted):
     assert make_plan(plan.config, plan.problem) == plan
 
 
+def test_nothing_is_pooled_before_the_first_smaller_image_with_more_than_two_stages():
+    """ResNet-20's blocks 4 and 7 have a stride of two; 4 reads what the first group has made."""
+    for num_stages, first in ((8, 4), (3, 4), (2, 2)):
+        shapes = tiny_plan(model={"name": "resnet20", "width": 4}).shapes
+        pools = [default_filter(num_stages, b, shapes).pool for b in range(1, len(shapes) - 2)]
+        assert pools == [1] * (first - 1) + [2] * (len(pools) - first + 1)
+
+
 @pytest.mark.parametrize(("shape", "pool"), [((8, 4, 4), 2), ((8, 1, 4), 1), ((8,), 1)])
 def test_a_filter_that_nobody_set_fits_what_crosses(shape, pool):
-    assert default_filter(3, 2, shape).pool == pool
+    assert default_filter(3, 2, [(3, 8, 8), (8, 8, 8), shape, (8,)]).pool == pool
 
 
 def test_short_parallel_pieces_are_exact_by_default_and_refused_when_written():
