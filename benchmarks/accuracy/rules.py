@@ -62,9 +62,16 @@ class Task:
         """Return the passes of control (b), 0 where they are as many as (a)'s."""
         return self._whole(_EXACT)
 
-    def same_time(self, num_stages: int) -> int:
+    def same_time(self, num_stages: int, forwards: int = 1) -> int:
         """Return the passes of control (c), 0 where they are as many as (a)'s."""
-        return self._whole(K2_COST if num_stages == 2 else free_cost(num_stages, _EXACT))
+        cost = free_cost(num_stages, _EXACT, forwards)
+        if num_stages == 2:
+            cost *= K2_COST / free_cost(2, _EXACT)
+        return self._whole(cost)
+
+    def curvatures_time(self, num_stages: int) -> int:
+        """Return the same for stages whose late forwards run twice."""
+        return self.same_time(num_stages, forwards=2)
 
     def _whole(self, share: float) -> int:
         found = math.ceil(round(share * self.passes, 6))
@@ -85,6 +92,7 @@ TASKS = (
 _CONTROLS: dict[str, Callable[[Task, int], int]] = {
     "serial, exact passes only": Task.exact_only,
     "serial, same time": Task.same_time,
+    "serial, curvature's time": Task.curvatures_time,
 }
 
 
@@ -142,7 +150,7 @@ def _block(results: Path, task: Task) -> list[str]:
     for words, control in _CONTROLS.items():
         nums = [control(task, k) for k in STAGES]
         shorter = [spread(finals(results, task.shorter(num))) if num else "-" for num in nums]
-        add(words, "none", [f"{n}: {cell}" for n, cell in zip(nums, shorter, strict=True)])
+        add(words, "none", [f"{n}: {s}" if n else s for n, s in zip(nums, shorter, strict=True)])
     for rule in RULES:
         for cast in FILTERS:
             names = [task.case_of(rule, cast, k) for k in STAGES]
