@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LEARNED, _FORGOTTEN, _EXPLODED = 0.75, 0.95, 3.0
-"""Of the loss of guessing. Wide apart, for the loss of a small or noisy run goes up and down."""
+_FORGOTTEN = ((0.75, 0.95), (0.9, 0.99))
+"""Of the loss of guessing: below how much it has been, from how much on what was learned is lost.
+Wide apart, for the loss of a small or noisy run goes up and down."""
+_EXPLODED = 3.0
+"""Times the loss of guessing."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ def find_divergence(
     """Compare an epoch's losses with the lowest that any phase had before.
 
     With E that loss and log C the loss of guessing among C classes: where E was below three
-    quarters of log C, a parallel phase that ends at 95% of it has forgotten everything; where the
-    network had hardly learned, one above three times the larger of both has exploded. Losses of
-    other phases, and of test images, must be numbers.
+    quarters of log C, a parallel phase that ends at 95% of it has forgotten everything, and where E
+    was below nine tenths, one at 99%; where the network had hardly learned, one above three times
+    the larger of both has exploded. Losses of other phases, and of test images, must be numbers.
 
     Args:
         line: Of metrics.jsonl, with `train_loss` and perhaps `visit_loss` of each phase.
@@ -73,6 +76,7 @@ def find_divergence(
 
 
 def _limit(lowest: float, guessing: float) -> float:
-    if lowest < _LEARNED * guessing:
-        return _FORGOTTEN * guessing
+    for learned, forgotten in _FORGOTTEN:
+        if lowest < learned * guessing:
+            return forgotten * guessing
     return _EXPLODED * max(guessing, lowest if math.isfinite(lowest) else 0.0)

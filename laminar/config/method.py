@@ -58,6 +58,13 @@ def check_method(config: Config) -> None:
             got=f"{config.stored.multiplier_step:g}, method {config.method}",
             fix="leave it out, or change the method",
         )
+    if config.stored.sweeps == 1 and config.stored.multiplier_step != 1.0:
+        raise ConfigError(
+            "stored.multiplier_step must come with two sweeps or more, for it sets what the next "
+            "one starts from",
+            got=f"{config.stored.multiplier_step:g}, one sweep",
+            fix="leave it out, or raise stored.sweeps",
+        )
     if config.stored.momentum is not None and not isinstance(config.optimizer, SgdConfig):
         raise ConfigError(
             "stored.momentum must come with optimizer sgd",

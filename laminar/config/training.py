@@ -43,7 +43,8 @@ def default_filter(
     can_pool = boundary > 1 and len(shape) == 3 and min(shape[-2:]) > 1
     if num_stages == 2:
         return FilterConfig(pool=2 if can_pool else 1, cast="fp16")
-    is_whole = made_of_it[1:] == stems[1:]  # height and width: no block has made it smaller yet
+    images = [s for s in (shape, made_of_it) if len(s) == 3]  # the head makes none
+    is_whole = all(s[1:] == stems[1:] for s in images)
     return FilterConfig(pool=2 if can_pool and not is_whole else 1, cast="int8")
 
 

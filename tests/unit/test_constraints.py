@@ -121,20 +121,44 @@ def linear_problem():
     return u, y, v, w
 
 
-@pytest.mark.parametrize("rho", [3.0, 6.0])
-def test_multipliers_converge_to_the_adjoint(rho):
-    """Augmented Lagrangian on a linear network: kappa = p, lambda = x, W the least squares."""
-    u, y, v, w_best = linear_problem()
+STEP_SIZE = 0.004
+
+
+def sweep(rho, multiplier_step=1.0, num=5000):
+    """Solve the linear problem by the augmented Lagrangian; return w, lambda and kappa."""
+    u, y, v, _ = linear_problem()
     w = torch.zeros(2, 3, dtype=torch.float64)
     x_sent = w @ u
     lam, p = x_sent, v.T @ (v @ x_sent - y)
     kappa = torch.zeros_like(p)
-    for _ in range(5000):
+    for _ in range(num):
         x = w @ u
         pull = constraint_gradient(p, x, x_sent, rho)
         p = v.T @ (v @ lam - y)
-        w = w - 0.004 * pull @ u.T
-        lam, kappa, x_sent = auxiliary(x, kappa, p, rho), multiplier(kappa, p, 1.0), x
+        w = w - STEP_SIZE * pull @ u.T
+        lam, kappa, x_sent = auxiliary(x, kappa, p, rho), multiplier(kappa, p, multiplier_step), x
+    return w, lam, kappa
+
+
+@pytest.mark.parametrize("multiplier_step", [1.0, 0.5])
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_what_penalties_converge(share, multiplier_step):
+    """Above 2h / (2 - multiplier_step) and below one over the step before it, by ten per cent."""
+    u, _, v, w_best = linear_problem()
+    h, before = (torch.linalg.eigvalsh(m).max() for m in (v.T @ v, STEP_SIZE * u @ u.T))
+    for rho, is_inside in (
+        (share * 2 * h / (2 - multiplier_step), share > 1),
+        (share / before, share < 1),
+    ):
+        w, _, _ = sweep(rho, multiplier_step)
+        assert torch.allclose(w, w_best, atol=1e-6) == is_inside
+
+
+@pytest.mark.parametrize("rho", [3.0, 6.0])
+def test_multipliers_converge_to_the_adjoint(rho):
+    """Augmented Lagrangian on a linear network: kappa = p, lambda = x, W the least squares."""
+    u, y, v, w_best = linear_problem()
+    w, lam, kappa = sweep(rho)
     assert torch.allclose(w, w_best, atol=1e-6)
     adjoint = v.T @ (v @ (w_best @ u) - y)
     assert adjoint.norm() > 1
@@ -152,7 +176,7 @@ def test_the_penalty_method_stays_off_the_constraint_by_p_over_rho():
         x = w @ u
         pull = constraint_gradient(p, x, x_sent, rho)
         p = v.T @ (v @ lam - y)
-        w = w - 0.004 * pull @ u.T
+        w = w - STEP_SIZE * pull @ u.T
         lam, x_sent = auxiliary(x, 0.0, p, rho), x
     # In closed form: p = V^T (V (x - p / rho) - y) and p u^T = 0.
     v2 = v.T @ v

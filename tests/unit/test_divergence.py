@@ -31,7 +31,11 @@ BEFORE = [line(("correction", 2.0)), line(("parallel", 1.3))]
         # Hardly learned yet: only an explosion counts.
         (line(("parallel", 2.4)), [], None),
         (line(("parallel", 7.0)), [], 3 * GUESSING),
-        (line(("correction", 1.8), ("parallel", 2.3)), [], None),
+        (line(("correction", 2.1), ("parallel", 2.4)), [], None),
+        # Half learned: what is back at guessing, as a network that is dead, has forgotten it.
+        (line(("correction", 1.8), ("parallel", 2.25)), [], None),
+        (line(("parallel", 2.3026)), [line(("correction", 1.95))], 0.99 * GUESSING),
+        (line(("correction", 2.0), ("parallel", 2.3)), [], 0.99 * GUESSING),
         (line(("correction", 2.4), ("parallel", 7.0)), [], None),
         (line(("correction", 2.4), ("parallel", 7.3)), [], 7.2),
         # A phase of the same epoch is held against as well.

@@ -115,8 +115,14 @@ def test_nothing_is_pooled_before_the_first_smaller_image_with_more_than_two_sta
     """ResNet-20's blocks 4 and 7 have a stride of two; 4 reads what the first group has made."""
     for num_stages, first in ((8, 4), (3, 4), (2, 2)):
         shapes = tiny_plan(model={"name": "resnet20", "width": 4}).shapes
-        pools = [default_filter(num_stages, b, shapes).pool for b in range(1, len(shapes) - 2)]
+        pools = [default_filter(num_stages, b, shapes).pool for b in range(1, len(shapes) - 1)]
         assert pools == [1] * (first - 1) + [2] * (len(pools) - first + 1)
+
+
+@pytest.mark.parametrize(("num_stages", "pools"), [(2, [1, 2, 2]), (3, [1, 1, 1])])
+def test_images_that_keep_their_size_are_never_pooled_with_more_than_two_stages(num_stages, pools):
+    shapes = [(3, 8, 8), *[(16, 8, 8)] * 3, (10,)]  # the last block is the head
+    assert [default_filter(num_stages, b, shapes).pool for b in (1, 2, 3)] == pools
 
 
 @pytest.mark.parametrize(("shape", "pool"), [((8, 4, 4), 2), ((8, 1, 4), 1), ((8,), 1)])
