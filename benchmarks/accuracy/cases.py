@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.accuracy.costs import K2_COST, free_cost, whole
+
 Trainer = Literal["ray", "one process", "serial"]
 
 
@@ -51,6 +53,26 @@ for _name, _title, _epochs in (("resnet20", "ResNet-20", 6), ("wrn16_2", "WRN-16
         _how = "2x2 fp16" if _k == 2 else "int8 without pooling"
         CASES[f"{_name}-k{_k}"] = Case(
             "cifar10_10k", f"{_where}, K={_k}, {_how}", _stages(_k, *_base, *_filter)
+        )
+
+
+CONTROLS: set[str] = set()
+"""Those of `CASES` that are serial training of fewer epochs."""
+for _data, _title, _epochs in (
+    ("digits", "digits, ResNet-20", 40),
+    ("mnist", "MNIST, ResNet-8", 6),
+    ("cifar10", "CIFAR-10, ResNet-8", 8),
+):
+    for _share, _words in (
+        (0.1, "exact epochs only"),
+        (K2_COST, "K=2's time on two cores"),
+        *([(free_cost(3, 0.1), "K=3's time, exchange free")] if _data == "cifar10" else []),
+    ):
+        _num = whole(_share * _epochs)
+        _name = f"{_data}-serial-{_num}-epochs"
+        CONTROLS.add(_name)
+        CASES[_name] = Case(
+            _data, f"{_title}, serial, {_words}: {_num}", (f"epochs={_num}",), "serial"
         )
 
 

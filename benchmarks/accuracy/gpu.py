@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -27,7 +26,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.accuracy.study import K2_COST, K4_BEST, deep, free_cost, pooled_filters
+from benchmarks.accuracy.costs import K2_COST, free_cost, whole
+from benchmarks.accuracy.study import K4_BEST, deep, pooled_filters
 from benchmarks.finals import final_cells
 from benchmarks.one_process import train_epoch
 from laminar.config import Config
@@ -54,7 +54,7 @@ class Setting:
 def _serial(words: str, share: float = 1.0) -> Setting:
     """Return backprop for this share of the epochs."""
     settings = ("num_stages=1", "correction.micro_batches=1", "phases={warmup: 1, correction: 0}")
-    epochs = math.ceil(round(share * EPOCHS, 6))
+    epochs = whole(share * EPOCHS)
     return Setting(f"{words}, {epochs} epochs", settings, epochs)
 
 

@@ -31,7 +31,7 @@ CURVATURE = {
 }
 """Strengths of `parallel.curvature` by K, d and M."""
 AS_LONG = 12
-"""Passes without that take at K=4 about as long as `PASSES` with it (`study.free_cost`)."""
+"""Passes without that take at K=4 about as long as `PASSES` with it (`costs.free_cost`)."""
 _INT8 = "{pool: 1, cast: int8}"
 _POOLED = "{pool: 2, cast: int8}"
 SMALL_PASSES = 20

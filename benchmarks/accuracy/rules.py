@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.accuracy.cases import Case, table_head
-from benchmarks.accuracy.study import K2_COST, free_cost
+from benchmarks.accuracy.costs import K2_COST, free_cost, whole
 from benchmarks.finals import finals, spread
 
 RULES = {
@@ -74,7 +73,7 @@ class Task:
         return self.same_time(num_stages, forwards=2)
 
     def _whole(self, share: float) -> int:
-        found = math.ceil(round(share * self.passes, 6))
+        found = whole(share * self.passes)
         return found if found < self.passes else 0
 
     def shorter(self, passes: int) -> str:

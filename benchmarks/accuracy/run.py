@@ -99,6 +99,8 @@ def write_tables() -> None:
             f"| {case.label} | {len(runs)} | **{statistics.mean(finals):.4f}**{spread} "
             f"| {' '.join(f'{a:.4f}' for a in finals)} | {share:.0%} |"
         )
+        if name in cases.CONTROLS:
+            continue
         axis, (data, network, setting) = axes[case.file], case.label.split(", ", 2)
         if case.file == "cifar10_10k":
             setting = f"{network}, {setting}"

@@ -7,10 +7,10 @@ trains, with its filters and micro-batches: what filters do is in both, what lat
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from benchmarks.accuracy.cases import Case, Trainer
+from benchmarks.accuracy.costs import K2_COST, PARALLEL_SPEED, free_cost, whole
 
 CASES: dict[str, Case] = {}
 
@@ -77,7 +77,7 @@ class Hybrid:
         )
 
     def _control(self, controls: str, passes: float) -> str:
-        num = math.ceil(round(passes, 6))
+        num = whole(passes)
         if controls == SERIAL:
             common = [s for s in self.settings if s.startswith(("batch_size=", "optimizer."))]
             words = f"serial, {STEP_SIZE}" if STEP_SIZE in self.words else "serial"
@@ -87,22 +87,6 @@ class Hybrid:
         return _case(self.model, num, words, "one process", *settings, "method=exact")
 
 
-def free_cost(num_stages: int, exact: float, forwards: int = 1) -> float:
-    """Return the time of a pass on K equal devices in serial passes, exchange free.
-
-    Where all stages but the last run `forwards` forwards, a third of a step each, they get so much
-    less of the network than 1/K. A correction phase of 4 micro-batches takes (4+K-1)/4 as long as
-    the largest stage.
-    """
-    work = (2 + forwards) / 3
-    parallel = work / (num_stages - 1 + work)
-    return (1 - exact) * parallel + exact * parallel * (4 + num_stages - 1) / 4
-
-
-# Of one core's serial speed on two cores, benchmarks/speed/table.md: the parallel phase is 1.697
-# times as fast, the correction phase 1.364 times.
-_PARALLEL_SPEED = 1.697
-K2_COST = 0.9 / _PARALLEL_SPEED + 0.1 / 1.364
 _MEASURED, _COUNTED = "wall-clock on two cores", "K equal devices, exchange free"
 
 
@@ -214,7 +198,7 @@ def _compare_stored(pull: str, controls: str) -> Comparison:
         hybrid=hybrid,
         full=control(20),
         exact_only=control(fresh),
-        same_time=control(math.ceil(fresh + visits / _PARALLEL_SPEED)),
+        same_time=control(whole(fresh + visits / PARALLEL_SPEED)),
         time=f"{_MEASURED}, the fresh passes serial",
         controls=controls,
     )

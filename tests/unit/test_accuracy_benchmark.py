@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import study, study_page
+from benchmarks.accuracy import costs, study, study_page
 from benchmarks.accuracy.run import CASES, configure
 
 ROOTS = {"cifar10": "somewhere", "mnist": "somewhere"}
@@ -20,12 +20,12 @@ def test_every_case_is_a_configuration():
 
 def test_a_cost_is_that_of_the_slowest_device():
     """K=4: the parallel phase a quarter, the correction phase 7 slots of 4 quarters."""
-    assert study.free_cost(4, exact=0.0) == 1 / 4
-    assert study.free_cost(4, exact=1.0) == 7 / 16
-    assert study.free_cost(1, exact=0.3) == 1.0
+    assert costs.free_cost(4, exact=0.0) == 1 / 4
+    assert costs.free_cost(4, exact=1.0) == 7 / 16
+    assert costs.free_cost(1, exact=0.3) == 1.0
     # Of 13 parts the last stage has 4, the others 3 each and a third more of them to compute.
-    assert study.free_cost(4, exact=0.0, forwards=2) == pytest.approx(4 / 13)
-    assert study.free_cost(4, exact=1.0, forwards=2) == pytest.approx(4 / 13 * 7 / 4)
+    assert costs.free_cost(4, exact=0.0, forwards=2) == pytest.approx(4 / 13)
+    assert costs.free_cost(4, exact=1.0, forwards=2) == pytest.approx(4 / 13 * 7 / 4)
 
 
 def test_controls_differ_from_their_hybrid_in_nothing_else():
