@@ -39,7 +39,9 @@ def auxnet_phase(
     adjoints: dict[int, Message] = {}
     applied = 0
     num_micro = segment.num_batches * p.micro_batches
-    for action in unlocked_actions(stage.index, stage.num_stages, num_micro, p.hop_delay, p.order):
+    for action in unlocked_actions(
+        stage.index, stage.num_stages, num_micro, p.hop_delay, p.first_half
+    ):
         micro = action.micro
         is_last_of_batch = (micro + 1) % p.micro_batches == 0
         if isinstance(action, Forward):
@@ -82,7 +84,7 @@ def _forward(stage: Stage, micro: int, images: Tensor, feed: Feed, lr: float) ->
     if samples is not None:
         stage.module.set_samples(samples)
     s = updates_until_own(
-        micro, stage.index, stage.num_stages, p.micro_batches, p.hop_delay, p.order,
+        micro, stage.index, stage.num_stages, p.micro_batches, p.hop_delay, p.first_half,
         is_unlocked=True,
     )  # fmt: skip
     out = stage.forward(micro, x, feed.targets[micro], num_micro=feed.num_micro, s=s, lr=lr)

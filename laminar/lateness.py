@@ -28,7 +28,7 @@ def with_lateness(config: Config, hop_delay: int = 1, order: Order | None = None
     parallel = config.parallel
     if parallel.lateness == "given":
         return config
-    order = order or parallel.order
+    order = order or parallel.first_half
     chosen = ParallelConfig(
         **parallel.model_dump(exclude={"lateness", "micro_batches", "hop_delay", "order"}),
         micro_batches=choose_micro_batches(config.num_stages, hop_delay, config.batch_size, order),

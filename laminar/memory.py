@@ -117,9 +117,9 @@ def in_flight(config: Config, stage: int) -> InFlight:
     live: dict[int, tuple[int, int]] = {}
     updates, num_visits, num_weights, num_ends = 0, 0, 0, 0
     num_micro = 4 * (lateness_ticks(stage, K, d) + M) // M * M
-    for _, action in parallel_actions(stage, K, num_micro, d, p.order):
+    for _, action in parallel_actions(stage, K, num_micro, d, p.first_half):
         if isinstance(action, Forward):
-            s = updates_until_own(action.micro, stage, K, M, d, p.order)
+            s = updates_until_own(action.micro, stage, K, M, d, p.first_half)
             live[action.micro] = updates, s
             late = [v for v in live.values() if v[1]]
             if p.runs_again:

@@ -31,7 +31,7 @@ def work_factor(parallel: ParallelConfig, stage: int, num_stages: int) -> float:
     if not parallel.runs_again:
         return 1.0
     M, d = parallel.micro_batches, parallel.hop_delay
-    return 1 + late_share(stage, num_stages, M, d, parallel.order) / 3
+    return 1 + late_share(stage, num_stages, M, d, parallel.first_half) / 3
 
 
 def choose_cuts(plan: Plan, costs: Sequence[float], exchange: Exchange | None = None) -> Cuts:

@@ -102,7 +102,7 @@ def _with_hop_delay(config: Config, plan: Plan, times: Sequence[BlockTime]) -> C
     delay, order = choose_hop_delay(
         tick_s,
         2 * (message_s + config.partition.latency_ms / 1e3),
-        parallel.order if "order" in parallel.model_fields_set else None,
+        parallel.order,
     )
     return with_lateness(config, delay, order)
 

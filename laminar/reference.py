@@ -145,7 +145,7 @@ class Reference:
         for t in range(num_micro + 2 * (K - 1) * d):
             for k in range(K):
                 at_once = k == K - 1
-                first_forward = p.order == "forward_first" or at_once
+                first_forward = p.first_half == "forward_first" or at_once
                 halves: list[Callable[[int, int], None]] = [forward, backward]
                 for half in halves if first_forward else reversed(halves):
                     half(t, k)

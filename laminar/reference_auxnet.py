@@ -47,7 +47,7 @@ class _Phase:
         """Go through all ticks, until the slowest has had its last micro-batch."""
         for t in range(self.num_micro + max(self.K - 1, 1) * self.d):
             for k in range(self.K):
-                is_forward_first = self.settings.order == "forward_first" or k == self.K - 1
+                is_forward_first = self.settings.first_half == "forward_first" or k == self.K - 1
                 halves = (self.forward, self.backward)
                 for half in halves if is_forward_first else reversed(halves):
                     half(t, k)

@@ -223,7 +223,7 @@ class Stage:
         """Return s of a forward of the parallel phase; see `schedule.updates_until_own`."""
         p = self.plan.config.parallel
         return updates_until_own(
-            micro, self.index, self.num_stages, p.micro_batches, p.hop_delay, p.order
+            micro, self.index, self.num_stages, p.micro_batches, p.hop_delay, p.first_half
         )
 
     def discard(self) -> None:

@@ -22,7 +22,7 @@ def streamed_phase(
     applied = 0
     num_micro = segment.num_batches * p.micro_batches
     for _, action in parallel_actions(
-        stage.index, stage.num_stages, num_micro, p.hop_delay, p.order
+        stage.index, stage.num_stages, num_micro, p.hop_delay, p.first_half
     ):
         if isinstance(action, Forward):
             s = stage.updates_until_own(action.micro)

@@ -73,12 +73,14 @@ class ParallelConfig(FrozenModel):
         "given",
         description="Whether `micro_batches` and `hop_delay` are as they say, or chosen for the "
         "stages and the batch, and with `partition.costs: measured` for the exchange; so is an "
-        "`order` that is left out.",
+        "`order` of null.",
     )
     micro_batches: int = Field(2, ge=1, description="Micro-batches (ticks) per update, M.")
     hop_delay: int = Field(1, ge=1, le=64, description="Ticks a message may take, d.")
-    order: Literal["forward_first", "backward_first"] = Field(
-        "forward_first", description="Which half of a tick comes first."
+    order: Literal["forward_first", "backward_first"] | None = Field(
+        None,
+        description="Which half of a tick comes first; null is forward_first, or what "
+        "`lateness: auto` chooses.",
     )
     lookahead: bool = Field(
         True, description="Run forward and backward at the weights predicted for the update."
@@ -103,10 +105,14 @@ class ParallelConfig(FrozenModel):
         """
         tree: dict[str, Any] = handler(self)
         if self.lateness == "auto":
-            named = {"order"} & self.model_fields_set
-            for name in {"micro_batches", "hop_delay", "order"} - named:
-                tree.pop(name, None)
+            tree.pop("micro_batches", None)
+            tree.pop("hop_delay", None)
         return tree
+
+    @property
+    def first_half(self) -> Literal["forward_first", "backward_first"]:
+        """Which half of a tick comes first where nothing chooses it."""
+        return self.order or "forward_first"
 
     @property
     def runs_again(self) -> bool:

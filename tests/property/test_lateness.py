@@ -61,7 +61,7 @@ def test_what_is_chosen_is_written_out(num_stages: int, micro_batches: int):
     found = config.parallel
     assert (found.lateness, found.micro_batches, found.hop_delay) == ("given", micro_batches, 1)
     assert not found.lookahead
-    given_all = {"micro_batches": micro_batches, "lookahead": False}
+    given_all = {"micro_batches": micro_batches, "order": "forward_first", "lookahead": False}
     assert (
         config
         == tiny_plan(
