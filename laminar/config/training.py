@@ -111,7 +111,7 @@ class ParallelConfig(FrozenModel):
 
     @property
     def first_half(self) -> Literal["forward_first", "backward_first"]:
-        """Which half of a tick comes first where nothing chooses it."""
+        """Which half of a tick comes first: `order`, or forward where that is null."""
         return self.order or "forward_first"
 
     @property
