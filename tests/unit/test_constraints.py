@@ -124,14 +124,14 @@ def linear_problem():
 STEP_SIZE = 0.004
 
 
-def sweep(rho, multiplier_step=1.0, num=5000):
+def sweep(rho, multiplier_step=1.0):
     """Solve the linear problem by the augmented Lagrangian; return w, lambda and kappa."""
     u, y, v, _ = linear_problem()
     w = torch.zeros(2, 3, dtype=torch.float64)
     x_sent = w @ u
     lam, p = x_sent, v.T @ (v @ x_sent - y)
     kappa = torch.zeros_like(p)
-    for _ in range(num):
+    for _ in range(5000):
         x = w @ u
         pull = constraint_gradient(p, x, x_sent, rho)
         p = v.T @ (v @ lam - y)
