@@ -51,6 +51,14 @@ class Filter:
         """Return U(lambda) at the original height and width, in fp32."""
         return upsample(unpack(message), self.pool, size)
 
+    def sample_bytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of C(x) for one sample, scales of int8 included; adjoints have as many.
+
+        Args:
+            shape: Of x, without the batch.
+        """
+        return sum(part.nbytes for part in self.encode(torch.zeros(1, *shape)))
+
     def encode_adjoint(self, g: Tensor, scale: float) -> Message:
         """Return cast(scale * U^T g), what the receiver sends back.
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from laminar.config import Config, ParallelConfig
 from laminar.cuts import best_cuts
 from laminar.errors import ConfigError
@@ -101,8 +99,7 @@ def exchange_seconds(plan: Plan) -> Exchange:
 
     def seconds(stage: int, boundary: int) -> float:
         f = config.filter_of_cut(stage, boundary, plan.shapes)
-        one = Filter(f.pool, f.cast).encode(torch.zeros(1, *plan.shapes[boundary]))
-        num_bytes = size * sum(part.nbytes for part in one)
+        num_bytes = size * Filter(f.pool, f.cast).sample_bytes(plan.shapes[boundary])
         return num_bytes / (config.partition.bandwidth_mb_s * 1e6)
 
     return seconds

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from benchmarks.accuracy.costs import K2_COST, free_cost, whole
+from laminar.config import Config
+from laminar.config_file import load_config
+
+_HERE = Path(__file__).parent
 
 Trainer = Literal["ray", "one process", "serial"]
 
@@ -22,6 +27,14 @@ class Case:
     overrides: tuple[str, ...] = ()
     trainer: Trainer = "ray"
     """Ray's actors; the same stages in one process; or ordinary backprop, the baseline."""
+
+    def configure(self, seed: int, roots: Mapping[str, str]) -> Config:
+        """Return the configuration of a run; `roots` has the folder of each data set with one."""
+        settings = [f"seed={seed}", *self.overrides]
+        root = roots.get(self.file.partition("_")[0])
+        if root is not None:
+            settings.append(f"data.root={root}")
+        return load_config(_HERE / f"{self.file}.yaml", settings)
 
 
 def _stages(num: int, *more: str) -> tuple[str, ...]:

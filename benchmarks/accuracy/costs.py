@@ -1,8 +1,13 @@
-"""What a layer-parallel pass takes, in passes of serial training on one of the devices."""
+"""What a layer-parallel pass takes: time, in serial passes on one device, and bytes sent."""
 
 from __future__ import annotations
 
 import math
+
+from laminar.config import Config
+from laminar.filters import Filter
+from laminar.planning import make_plan
+from laminar.problem import Problem
 
 
 def whole(passes: float) -> int:
@@ -26,3 +31,14 @@ PARALLEL_SPEED, _CORRECTION_SPEED = 1.697, 1.364
 """Of K=2 on two cores, in serial speeds of one core: benchmarks/speed/table.md."""
 K2_COST = 0.9 / PARALLEL_SPEED + 0.1 / _CORRECTION_SPEED
 """The time of a pass at K=2 in serial passes, a tenth of them exact."""
+
+
+_CIFAR10_16 = Problem((3, 16, 16), num_classes=10, num_train=10_000, num_test=5_000)
+
+
+def sent_share(config: Config) -> float:
+    """Return the bytes that cross the cuts of a network for CIFAR-10 at 16x16 by fp32's, 0..1."""
+    plan = make_plan(config, _CIFAR10_16)
+    sizes = [(f, plan.shapes[boundary]) for boundary, f in plan.filters.items()]
+    whole = sum(Filter().sample_bytes(shape) for _, shape in sizes)
+    return sum(f.sample_bytes(shape) for f, shape in sizes) / whole

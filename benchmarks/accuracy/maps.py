@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.accuracy.cases import Case, table_head
+from benchmarks.accuracy.costs import sent_share
 from benchmarks.accuracy.study import CASES as STUDY
 from benchmarks.accuracy.study import K4_BEST, deep, name_of
 from benchmarks.finals import finals, spread
@@ -150,11 +151,12 @@ def write_maps(results: Path, page: Path) -> None:
         cells = [_cell(results, _curved(*place, c)) for c in strengths]
         cells.append(_cell(results, _longer(*place)))
         rows.append(" | ".join([f"| {place[0]}", *map(str, place[1:]), *cells]) + " |")
-    heads = [f"filters at K=4, {SMALL_PASSES} passes", "layer-parallel", "exact"]
+    heads = [f"filters at K=4, {SMALL_PASSES} passes", "fp32's bytes", "layer-parallel", "exact"]
     rows += ["", *table_head(heads)]
     for words in SMALL:
         cells = [_cell(results, _small(words, m)) for m in ("delayed_gradient", "exact")]
-        rows.append(f"| {words} | " + " | ".join(cells) + " |")
+        sent = sent_share(CASES[_small(words)].configure(0, {}))
+        rows.append(f"| {words} | {sent:.1%} | " + " | ".join(cells) + " |")
     page.write_text("\n".join(rows) + "\n")
 
 

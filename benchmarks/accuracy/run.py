@@ -32,7 +32,6 @@ from benchmarks.accuracy import cases, maps, rules, study, study_page
 from benchmarks.one_process import train_in_one_process
 from benchmarks.serial import train_serial
 from laminar.config import Config
-from laminar.config_file import load_config
 from laminar.progress import EpochEnd
 
 HERE = Path(__file__).parent
@@ -45,19 +44,10 @@ LOWEST = {"digits": 0.9, "mnist": 0.95, "cifar10": 0.3, "cifar10_10k": 0.2}
 CASES = cases.CASES | study.CASES | maps.CASES | rules.CASES
 
 
-def configure(name: str, seed: int, roots: dict[str, str]) -> Config:
-    """Return the configuration of a case; `roots` has the folder of each data set that has one."""
-    case = CASES[name]
-    settings = [f"seed={seed}", *case.overrides]
-    root = roots.get(case.file.partition("_")[0])
-    if root is not None:
-        settings.append(f"data.root={root}")
-    return load_config(HERE / f"{case.file}.yaml", settings)
-
-
 def train(name: str, seed: int, roots: dict[str, str]) -> list[dict[str, Any]]:
     """Train one case; return its metrics, one entry an epoch."""
-    case, config = CASES[name], configure(name, seed, roots)
+    case = CASES[name]
+    config = case.configure(seed, roots)
     if case.trainer == "serial":
         return train_serial(config, 1)
     return _train_on_ray(config) if case.trainer == "ray" else train_in_one_process(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scipy import stats
 
+from benchmarks.accuracy.costs import sent_share
 from benchmarks.accuracy.study import CASES, COMPARISONS, SERIAL, Comparison
 from benchmarks.finals import finals, spread
 
@@ -16,7 +17,8 @@ _HEAD = """\
 test images, mean +- std (seeds). "Wall-clock" is K=2 on two cores against backprop on one of them,
 at the speeds of ResNet-20 (benchmarks/speed). At least 85% of the passes are parallel, of the
 stored runs 45% or, with two sweeps, 60%, as each of their windows begins with an exact one. A
-hybrid gains if it is above (b) and (c) by more than the largest spread.
+hybrid gains if it is above (b) and (c) by more than the largest spread. Of fp32's bytes a filter
+sends what is said, scales of int8 included, over all cuts together.
 """
 
 
@@ -24,9 +26,9 @@ def write_study(results: Path, page: Path) -> None:
     """Write the table of all comparisons that have at least one seed."""
     rows = [
         _HEAD,
-        "| hybrid | accuracy | beside | (a) as many passes | the same seeds "
+        "| hybrid | fp32's bytes | accuracy | beside | (a) as many passes | the same seeds "
         "| difference, 95% interval | (b) exact passes only | (c) same time | gains |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---" * 10 + "|",
     ]
     for row in COMPARISONS:
         found = {
@@ -42,7 +44,9 @@ def _row(row: Comparison, found: dict[str, dict[int, float]]) -> str:
     hybrid, full = found["hybrid"], found["full"]
     shared = sorted(hybrid.keys() & full.keys())
     paired = [100 * (hybrid[seed] - full[seed]) for seed in shared]
-    cells = [CASES[row.hybrid].label, spread(hybrid), row.controls, spread(full)]
+    case = CASES[row.hybrid]
+    sent = sent_share(case.configure(0, {}))
+    cells = [case.label, f"{sent:.1%}", spread(hybrid), row.controls, spread(full)]
     cells += [spread({seed: full[seed] for seed in shared}), interval(paired)]
     for part in ("exact_only", "same_time"):
         num = CASES[getattr(row, part)].label.split(", ")[1]

@@ -57,6 +57,20 @@ def test_pooling_by_hand():
     assert upsample_adjoint(x, 2).tolist() == [[[[16.0, 14.0], [6.0, 8.0]]]]
 
 
+@pytest.mark.parametrize(
+    ("filter_", "num_bytes"),
+    [
+        (Filter(), 3 * 5 * 5 * 4),
+        (Filter(2, "fp16"), 3 * 3 * 3 * 2),
+        (Filter(1, "int8"), 3 * 5 * 5 + 3 * 4),
+        (Filter(2, "int8"), 3 * 3 * 3 + 3 * 4),
+    ],
+)
+def test_bytes_of_a_sample_by_hand(filter_, num_bytes):
+    """Three channels of 5x5; int8 has a scale of four bytes for each of them."""
+    assert filter_.sample_bytes((3, 5, 5)) == num_bytes
+
+
 TOLERANCES = [("fp32", 0.0), ("fp16", 2**-11), ("bf16", 2**-8), ("int8", 0.005)]
 
 
