@@ -118,10 +118,12 @@ class OneProcessEngine:
 class LedgerEngine(OneProcessEngine):
     """The same, with an entry of the exactness ledger for each segment."""
 
-    def __init__(self, plan: Plan, seed: int = 0, *, is_new: bool = True) -> None:
-        super().__init__(plan, seed, is_new=is_new)
+    def __init__(
+        self, plan: Plan, seed: int = 0, *, is_new: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(plan, seed, is_new=is_new, device=device)
         self._measured = [
-            MeasuredStage(plan, k, is_new=is_new) for k in range(plan.config.num_stages)
+            MeasuredStage(plan, k, device, is_new=is_new) for k in range(plan.config.num_stages)
         ]
         self.stages = [*self._measured]
         self.applied: list[AppliedBatch] = []

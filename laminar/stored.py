@@ -267,7 +267,7 @@ class _Window:
                 self._collected[side] += 1
                 micro = number % self._num_micro
                 if side == "forward":
-                    self._move_lambda(micro, unpack(message))
+                    self._move_lambda(micro, unpack(message).to("cpu"))
                 else:
                     self._store.put("adjoint", micro, message)
 
