@@ -249,7 +249,8 @@ class Coordinator:
     def _find_divergence(self, metrics: dict[str, Any]) -> Divergence | None:
         is_own = self._plan.factories.loss is not None
         num_classes = None if is_own else self._plan.problem.num_classes
-        return find_divergence(metrics, self._run.read_metrics(), num_classes)
+        before, batch_size = self._run.read_metrics(), self._plan.config.batch_size
+        return find_divergence(metrics, before, num_classes, batch_size)
 
     def _run_epoch(self, epoch: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the epoch's lines of metrics.jsonl and timeline.jsonl."""

@@ -152,9 +152,10 @@ class LayerParallelTrainer:
         config, factories = run.open_config(), Factories(blocks, datasets, loss)
         factories.check(config)
         if num_stages is not None or cuts is not None:
-            problem = read_manifest(find_checkpoint(run.path), factories).plan.problem
+            saved = read_manifest(find_checkpoint(run.path), factories).plan
             stages = num_stages if num_stages is not None else len(cuts or ()) + 1
-            config = repartition(make_plan(config, problem, factories), stages, cuts)
+            plan = make_plan(config, saved.problem, factories)
+            config = repartition(plan, stages, cuts, saved.config.phases)
         if resources is not None:
             config = config.model_copy(update={"resources": resources})
         trainer = cls(
@@ -250,7 +251,7 @@ class LayerParallelTrainer:
             plan, notices = plan_from_afar(config, self._factories, self._address, self._is_new)
         if not self._is_new:
             newest = read_manifest(find_checkpoint(self._run.path), plan.factories)
-            if not is_same_run(newest.plan, plan):
+            if not is_same_run(newest.plan, plan, newest.epoch):
                 raise CheckpointError(
                     "a run must be resumed with the configuration of its checkpoint",
                     got=f"{self._run.config_file} differs from {newest.path.name}",

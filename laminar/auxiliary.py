@@ -86,7 +86,7 @@ class AuxNet(nn.Module):
             ]
             channels, stride = width, 2
             size = size if len(layers) == 3 else -(-size // 2)
-            if -(-size // 2) < shape[1]:
+            if size == 1 or -(-size // 2) < shape[1]:
                 break
         layers += [nn.AdaptiveAvgPool2d(shape[1:]), nn.Conv2d(width, width, 3, 1, 1)]
         self.layers = nn.Sequential(*layers)

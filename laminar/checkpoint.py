@@ -117,7 +117,9 @@ def publish(
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Return the published checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
+    found = [path.parent for path in root.glob(f"*/{MANIFEST}")]
+    # By the epoch, which has a digit more from 10,000 on.
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def find_checkpoint(run: Path, name: str | None = None) -> Path:

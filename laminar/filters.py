@@ -195,7 +195,8 @@ def pack(z: Tensor, cast: Cast) -> Message:
         # numpy has no bf16, so that it travels as int16; exported graphs know bf16 but no views.
         return (rounded if torch.compiler.is_exporting() else rounded.view(torch.int16),)
     largest = z.abs().amax(dim=tuple(range(min(2, z.dim() - 1), z.dim())), keepdim=True)
-    scale = torch.where(largest > 0, largest / 127.0, torch.ones_like(largest))
+    # Not "where largest > 0": a NaN must arrive as one, or a dead network would look alive.
+    scale = torch.where(largest == 0, torch.ones_like(largest), largest / 127.0)
     return ((z / scale).round().clamp(-127, 127).to(torch.int8).contiguous(), scale.contiguous())
 
 

@@ -73,10 +73,10 @@ def block_memories(plan: Plan) -> list[BlockMemory]:
 
 
 def stage_bytes(
-    memories: Sequence[BlockMemory], config: Config, stage: int, first: int, last: int
+    memories: Sequence[BlockMemory], plan: Plan, stage: int, first: int, last: int
 ) -> float:
     """Return the bytes of stage k if it consists of blocks first .. last-1."""
-    own = memories[first:last]
+    config, own = plan.config, memories[first:last]
     is_stored = config.parallel.feed == "stored"
     flight = InFlight(0, 0) if is_stored else in_flight(config, stage)
     moments = 2 if isinstance(config.optimizer, AdamWConfig) else int(config.optimizer.momentum > 0)
@@ -98,16 +98,30 @@ def stage_bytes(
         room = num_visits + (num_visits > 1)
         return room * (config.batch_size // num_micro * per_sample + fixed)
 
-    # Of lambda and kappa what fits into memory, at most; the rest is in files.
-    store = config.stored.memory_limit_mb * 1e6 if is_stored else 0.0
     return (
-        store
+        (_store_bytes(memories, plan, stage, first, last) if is_stored else 0.0)
         + copies * sum(m.parameters for m in own)
         + max(
             activations(flight.num_visits, config.parallel.micro_batches) + ends,
             activations(_correction_visits(config, stage), config.correction.micro_batches),
         )
     )
+
+
+def _store_bytes(
+    memories: Sequence[BlockMemory], plan: Plan, stage: int, first: int, last: int
+) -> float:
+    """Return what a window of the stored feed keeps, as if filters sent all; at most its limit."""
+    stored, per_epoch = plan.config.stored, plan.batches_per_epoch
+    # A window is as long as the setting says, or up to twice that (`split_windows`).
+    batches = per_epoch if stored.window is None else min(per_epoch, 2 * stored.window - 1)
+    per_sample = 0.0
+    if stage > 0:  # lambda and kappa
+        has_kappa = plan.config.method != "delayed_gradient"
+        per_sample += (1 + has_kappa) * memories[first].crossing_per_sample
+    if stage < plan.config.num_stages - 1:  # what was sent, and its adjoint
+        per_sample += 2 * memories[last].crossing_per_sample
+    return min(stored.memory_limit_mb * 1e6, batches * plan.config.batch_size * per_sample)
 
 
 def in_flight(config: Config, stage: int) -> InFlight:

@@ -107,7 +107,7 @@ def exchange_seconds(plan: Plan) -> Exchange:
 
 def _memory_of(plan: Plan) -> Callable[[int, int, int], float]:
     memories = block_memories(plan)
-    return lambda k, first, last: stage_bytes(memories, plan.config, k, first, last)
+    return lambda k, first, last: stage_bytes(memories, plan, k, first, last)
 
 
 def _too_little_memory(

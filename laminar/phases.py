@@ -65,17 +65,17 @@ def _cycle_runs(cycles: PhaseCycles, total: int) -> list[tuple[Phase, int]]:
 
 def _listed_runs(config: Config, per_epoch: int) -> list[tuple[Phase, int]]:
     assert not isinstance(config.phases, PhaseCycles)
-    total = sum(segment.epochs for segment in config.phases)
-    if abs(total - config.epochs) * per_epoch > 0.5:
+    sums = [0.0, *itertools.accumulate(segment.epochs for segment in config.phases)]
+    ends = [round(end * per_epoch) for end in sums]
+    if ends[-1] != config.epochs * per_epoch:
         raise ConfigError(
             "the epochs of `phases` must sum to `epochs`",
-            got=f"{total:g}",
+            got=f"{sums[-1]:g}",
             expected=config.epochs,
             fix="change the last segment, or leave `phases` out for the default plan",
         )
-    ends = [round(e * per_epoch) for e in itertools.accumulate(s.epochs for s in config.phases)]
-    starts = [0, *ends[:-1]]
-    return [(s.phase, b - a) for s, a, b in zip(config.phases, starts, ends, strict=True)]
+    lengths = [b - a for a, b in itertools.pairwise(ends)]
+    return [(s.phase, length) for s, length in zip(config.phases, lengths, strict=True)]
 
 
 def _split(

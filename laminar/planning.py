@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor, nn
 
 from laminar import partition
-from laminar.blocks import Block, BlockSpec, build, infer_shapes
+from laminar.blocks import Block, BlockSpec, build, dry_run, infer_shapes
 from laminar.config import Config
 from laminar.cuts import block_costs
 from laminar.errors import ConfigError
 from laminar.factories import NO_FACTORIES, Factories
-from laminar.inspection import inspect_blocks, inspect_loss
+from laminar.inspection import inspect_blocks, inspect_loss, zeros
 from laminar.lateness import with_lateness
 from laminar.networks import block_specs
 from laminar.phases import as_phases, split_phases
 from laminar.plan import Plan
 from laminar.problem import Problem
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def make_plan(
@@ -42,15 +49,11 @@ def make_plan(
     config = with_lateness(config)
     specs = block_specs(config, problem, factories)
     _check_stages(config, len(specs))
-    if config.batch_size > problem.num_train:
-        raise ConfigError(
-            "batch_size must be <= number of training images",
-            got=f"{config.batch_size}, images {problem.num_train}",
-            fix="lower batch_size",
-        )
+    _check_problem(config, problem, factories)
     blocks = _build_to_plan(config, specs, problem, factories)
     sample = problem.image_shape, getattr(torch, problem.dtype)
     shapes = infer_shapes(blocks, *sample)
+    _check_mixup(config, problem, factories, shapes[-1])
     per_epoch = problem.num_train // config.batch_size
     segments = split_phases(config, per_epoch, correct_short=correct_short_phases)
     config = config.model_copy(update={"phases": as_phases(segments, per_epoch)})
@@ -61,6 +64,8 @@ def make_plan(
     plan = plan.with_cuts(cuts)
     _check_filters(plan)
     _check_auxiliary_networks(plan)
+    _check_parameters(plan, blocks)
+    _check_batch_norm(plan, blocks)
     return plan
 
 
@@ -75,6 +80,33 @@ def _build_to_plan(
     blocks = build(specs, seed=config.seed)
     inspect_blocks(blocks, problem)
     return blocks
+
+
+def _check_problem(config: Config, problem: Problem, factories: Factories) -> None:
+    if config.batch_size > problem.num_train:
+        raise ConfigError(
+            "batch_size must be <= number of training images",
+            got=f"{config.batch_size}, images {problem.num_train}",
+            fix="lower batch_size",
+        )
+    if problem.num_classes < 2 and factories.loss is None:
+        raise ConfigError(
+            "the data must have at least two classes",
+            got=problem.num_classes,
+            fix="add images of another class, or bring a loss of your own",
+        )
+
+
+def _check_mixup(
+    config: Config, problem: Problem, factories: Factories, outputs: tuple[int, ...]
+) -> None:
+    """Probabilities of classes need a logit for each, and no more."""
+    if config.data.mixup and factories.loss is None and outputs != (problem.num_classes,):
+        raise ConfigError(
+            "data.mixup must come with as many logits as there are classes",
+            got=f"{list(outputs)} without the batch, {problem.num_classes} classes",
+            fix="make the last block's outputs as many, or set data.mixup to 0",
+        )
 
 
 def _check_stages(config: Config, count: int) -> None:
@@ -137,3 +169,51 @@ def _check_auxiliary_networks(plan: Plan) -> None:
                     got=f"shape {list(shape)} {place}",
                     fix="move the cut, or choose another method",
                 )
+
+
+def _check_parameters(plan: Plan, blocks: Sequence[Block]) -> None:
+    for k, (first, last) in enumerate(itertools.pairwise(plan.bounds)):
+        if not any(True for block in blocks[first:last] for _ in block.module.parameters()):
+            raise ConfigError(
+                "every stage must have parameters to train",
+                got=f"none in stage {k}, blocks {first}..{last - 1}",
+                fix="move the cuts, or lower num_stages",
+            )
+
+
+def _check_batch_norm(plan: Plan, blocks: Sequence[Block]) -> None:
+    """In training it needs more than one value of a channel, of however many samples."""
+    config = plan.config
+    for phase in sorted({segment.phase for segment in plan.segments}):
+        num_micro = config.num_micro_of(phase)
+        if num_micro < config.batch_size:
+            continue
+        found, remedy = _with_one_value(plan, blocks), ", or set model.norm to group"
+        if not found and phase == "parallel" and config.method == "greedy":
+            found, remedy = ["the classifiers of method greedy"], ""
+        if found:
+            is_stored = phase == "parallel" and config.parallel.feed == "stored"
+            setting = f"{'correction' if is_stored else phase}.micro_batches"
+            raise ConfigError(
+                "batch norm must have more than one value of each channel in a micro-batch",
+                got=f"one in {found[0]}: batch_size {config.batch_size}, {setting} {num_micro}",
+                fix=f"lower {setting}, raise batch_size{remedy}",
+            )
+
+
+def _with_one_value(plan: Plan, blocks: Sequence[Block]) -> list[str]:
+    """Return the blocks where batch norm gets one value of each channel and sample."""
+    found: list[str] = []
+    x = zeros(plan.problem, 1)
+    for block in blocks:
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = block.name) -> None:
+            if math.prod(inputs[0].shape[2:]) == 1:
+                found.append(name)
+
+        layers = [m for m in block.module.modules() if isinstance(m, _BATCH_NORMS)]
+        hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+        x = dry_run(block, x)
+        for hook in hooks:
+            hook.remove()
+    return found

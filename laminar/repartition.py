@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from laminar.config import Config, FilterConfig, KeptFilterConfig
+from laminar.config import Config, FilterConfig, KeptFilterConfig, PhaseCycles, PhaseSegment
 from laminar.config_file import validate_config
 from laminar.filters import Filter
 from laminar.plan import Plan
 from laminar.planning import make_plan
 
 _FREE = ("num_stages", "cuts", "filters", "kept_filters", "partition", "resources", "tracking")
-"""What may differ between the two halves of a run; and `phases`, if `num_stages` does."""
+"""What may differ between the two halves of a run; and `phases`, as `is_same_run` says."""
 
 
-def repartition(plan: Plan, num_stages: int, cuts: tuple[int, ...] | None) -> Config:
+def repartition(
+    plan: Plan,
+    num_stages: int,
+    cuts: tuple[int, ...] | None,
+    phases: PhaseCycles | tuple[PhaseSegment, ...] | None = None,
+) -> Config:
     """Return the configuration of the same run with other cuts.
 
     The filters stay at their boundaries, for they belong to the network; a new cut where there is
@@ -23,6 +28,8 @@ def repartition(plan: Plan, num_stages: int, cuts: tuple[int, ...] | None) -> Co
         plan: The run so far, resolved.
         num_stages: K from now on.
         cuts: First block of stages 1..K-1; None chooses them as for a new run.
+        phases: The checkpoint's, if the plan's own have been made to fit another number of stages
+            with which no epoch was trained; None takes the plan's.
 
     Raises:
         ConfigError: The network cannot be cut so.
@@ -37,6 +44,7 @@ def repartition(plan: Plan, num_stages: int, cuts: tuple[int, ...] | None) -> Co
         "cuts": cuts,
         "filters": FilterConfig(),
         "kept_filters": kept,
+        "phases": plan.config.phases if phases is None else phases,
     }
     config = validate_config(plan.config.model_copy(update=update).model_dump())
     phases = make_plan(
@@ -45,13 +53,23 @@ def repartition(plan: Plan, num_stages: int, cuts: tuple[int, ...] | None) -> Co
     return config.model_copy(update={"phases": phases})
 
 
-def is_same_run(before: Plan, after: Plan) -> bool:
+def is_same_run(before: Plan, after: Plan, epoch: int) -> bool:
     """Whether a run may go on from a checkpoint of another plan.
 
     All but partition, resources and trackers must be equal, and so must the filters at every
-    boundary, for they are part of the network's function.
+    boundary, for they are part of the network's function. Phases may differ if the number of
+    stages does, or if the run has diverged since and went back: it is exact from there on.
+
+    Args:
+        before: The checkpoint's.
+        after: What is to be trained now.
+        epoch: Epochs finished at the checkpoint.
     """
-    free = {*_FREE, *(["phases"] if _num_stages_differ(before, after) else [])}
+    went_back = (
+        after.config.on_divergence == "correct"
+        and after.config.phases == before.corrected_from(epoch).config.phases
+    )
+    free = {*_FREE, *(["phases"] if went_back or _num_stages_differ(before, after) else [])}
     fixed = set(Config.model_fields) - free
     return (
         before.config.model_dump(include=fixed) == after.config.model_dump(include=fixed)

@@ -48,7 +48,7 @@ class AdamWConfig(FrozenModel):
     name: Literal["adamw"] = Field("adamw", description="Optimiser.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    beta2: float = Field(0.999, gt=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(
         1e-2, ge=0, description="Each update shrinks every parameter by lr times this."

@@ -116,7 +116,11 @@ class Config(FrozenModel):
 
     @model_validator(mode="after")
     def _micro_batches_divide(self) -> Config:
-        for name in ("parallel", "correction"):
+        parallel = self.parallel
+        is_read = (
+            parallel.feed == "streamed" and parallel.lateness == "given" and self.method != "exact"
+        )
+        for name in ("parallel", "correction") if is_read else ("correction",):
             count = getattr(self, name).micro_batches
             if self.batch_size % count:
                 raise ConfigError(

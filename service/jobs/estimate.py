@@ -224,7 +224,7 @@ def estimate_plan(plan: Plan) -> Estimate:
     check_memory(plan)
     memories, bounds = block_memories(plan), plan.bounds
     stages = tuple(
-        int(stage_bytes(memories, plan.config, k, bounds[k], bounds[k + 1]))
+        int(stage_bytes(memories, plan, k, bounds[k], bounds[k + 1]))
         for k in range(config.num_stages)
     )
     needs = Needs.of(config)

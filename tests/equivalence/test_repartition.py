@@ -49,7 +49,7 @@ def test_the_function_and_exact_training_stay(num_stages, cuts, parallel_only):
     state = engine.state()
     other = at_other_cuts(plan, num_stages, cuts)
     assert other.config.num_stages == num_stages
-    assert is_same_run(plan, other)
+    assert is_same_run(plan, other, 0)
     moved = engine_at(other, state)
     assert differing(moved.state(), state) == []
     assert loss_of(moved) == loss_of(engine)
@@ -104,7 +104,30 @@ def test_segments_that_become_too_short_are_trained_exactly():
     assert other.parallel_fraction == 0.0
     assert "0% of the whole plan is parallel, not 100%" in changes(plan, other)[-1]
     assert make_plan(other.config, plan.problem) == other
-    assert is_same_run(plan, other)
+    assert is_same_run(plan, other, 0)
+
+
+def test_a_number_of_stages_that_trained_nothing_leaves_no_trace():
+    """Five stages make short pieces exact; back at two, the checkpoint's phases hold."""
+    plan = tiny_plan(16, epochs=5)
+    five = at_other_cuts(plan, 5)
+    assert five.parallel_fraction < plan.parallel_fraction
+    back = repartition(five, 2, plan.config.cuts, plan.config.phases)
+    assert back.phases == plan.config.phases
+    assert is_same_run(plan, make_plan(back, plan.problem), 0)
+    assert not is_same_run(plan, at_other_cuts(five, 2, plan.config.cuts), 0)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "on_divergence", "is_same"),
+    [(1, "correct", True), (2, "correct", False), (1, "stop", False)],
+)
+def test_a_run_that_went_back_may_be_resumed(epoch, on_divergence, is_same):
+    """It wrote down that it is exact from the second epoch on, and ended before its checkpoint."""
+    phases = [{"phase": "correction", "epochs": 1}, {"phase": "parallel", "epochs": 2}]
+    plan = tiny_plan(8, epochs=3, phases=phases, on_divergence=on_divergence)
+    corrected = make_plan(plan.corrected_from(1).config, plan.problem)
+    assert is_same_run(plan, corrected, epoch) == is_same
 
 
 @pytest.mark.parametrize(
@@ -135,4 +158,4 @@ def test_what_the_network_cannot_be_cut_into_is_refused(num_stages, cuts, messag
 )
 def test_what_else_may_change(change, is_same):
     base = {"cuts": [2], "filters": INT8}
-    assert is_same_run(tiny_plan(**base), tiny_plan(**base | change)) == is_same
+    assert is_same_run(tiny_plan(**base), tiny_plan(**base | change), 0) == is_same

@@ -188,7 +188,7 @@ def test_the_small_networks_by_their_shapes():
     assert sizes == [(8, 8, 1, 1), (8,)] * 3 + [*linear, (5, 32)]
     one, other = (build_classifier(tiny_plan(seed=seed), 2) for seed in (0, 1))
     assert not torch.equal(next(one.parameters()), next(other.parameters()))
-    for size, wanted, num in ((8, 8, 1), (8, 4, 2), (9, 5, 2), (32, 8, 3), (8, 3, 2)):
+    for size, wanted, num in ((8, 8, 1), (8, 4, 2), (9, 5, 2), (32, 8, 3), (8, 3, 2), (8, 1, 4)):
         made = AuxNet((3, size, size), (6, wanted, wanted))
         assert made(torch.rand(2, 3, size, size)).shape == (2, 6, wanted, wanted)
         assert sum(isinstance(m, nn.Conv2d) for m in made.modules()) == num + 1

@@ -18,11 +18,11 @@ from laminar.run_directory import RunDirectory
 from tests.tiny import differing, run_reference, tiny_config, tiny_plan
 
 
-def diverging(on_divergence):
+def diverging(on_divergence, num_stages=2):
     """One exact epoch, then two in which a huge penalty makes the first stage's steps explode."""
     return {
         "epochs": 3,
-        "num_stages": 2,
+        "num_stages": num_stages,
         "method": "penalty",
         "parallel": {"feed": "stored"},
         "penalty": {"name": "fixed", "rho": 1e30},
@@ -34,8 +34,11 @@ def diverging(on_divergence):
 def test_it_stops_with_advice_and_keeps_the_last_checkpoint(
     ray_session: Any, tmp_path: Path, laminar: Callable[..., Any]
 ):
-    """On the command line, where it is one line, as is every failure of the engine."""
-    (tmp_path / "tiny.yaml").write_text(dump_config(tiny_config(8, **diverging("stop"))))
+    """On the command line, where it is one line, as is every failure of the engine.
+
+    With int8 at its cuts, which must let what is no number through.
+    """
+    (tmp_path / "tiny.yaml").write_text(dump_config(tiny_config(8, **diverging("stop", 3))))
     runs = ("--storage-path", tmp_path / "runs")
     code, out, err = laminar("train", tmp_path / "tiny.yaml", *runs, "--quiet")
     assert (code, out) == (1, "")

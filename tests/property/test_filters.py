@@ -57,6 +57,17 @@ def test_pooling_by_hand():
     assert upsample_adjoint(x, 2).tolist() == [[[[16.0, 14.0], [6.0, 8.0]]]]
 
 
+@pytest.mark.parametrize("cast", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_arrives_as_none(cast, bad):
+    """Else a network that has died would look alive to the stages behind it; fp16 saturates."""
+    z = torch.ones(1, 2, 2, 2)
+    z[0, 0, 0, 0] = bad
+    found = unpack(pack(z, cast))
+    assert not found[0, 0].isfinite().all() or (cast, bad) == ("fp16", float("inf"))
+    assert found[0, 1].tolist() == z[0, 1].tolist()
+
+
 @pytest.mark.parametrize(
     ("filter_", "num_bytes"),
     [

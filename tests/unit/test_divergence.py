@@ -13,7 +13,7 @@ from tests.tiny import tiny_plan
 
 def line(*phases, test_loss=1.0, **more):
     entries = [
-        {"phase": phase, "num_batches": 1, "train_loss": loss, **more} for phase, loss in phases
+        {"phase": phase, "num_batches": 1, "train_loss": loss} | more for phase, loss in phases
     ]
     return {"phases": entries, "train_loss": phases[-1][1], "test_loss": test_loss}
 
@@ -50,13 +50,25 @@ BEFORE = [line(("correction", 2.0)), line(("parallel", 1.3))]
     ],
 )
 def test_a_divergence_is_found(now, before, expected):
-    found = find_divergence(now, before, 10)
+    found = find_divergence(now, before, 10, 256)
     assert (None if found is None else found.limit) == (expected and pytest.approx(expected))
 
 
+def test_the_loss_of_a_few_samples_proves_neither_learning_nor_forgetting():
+    """One batch of 8 at half the loss of guessing among two, the next phase where it began."""
+    now, before = line(("parallel", 0.76)), [line(("correction", 0.5))]
+    assert find_divergence(now, before, 2, 8) is None
+    assert find_divergence(now, before, 2, 256) is not None
+    long = [line(("correction", 0.5), num_batches=32)]
+    assert find_divergence(now, long, 2, 8) is None
+    assert find_divergence(line(("parallel", 0.76), num_batches=32), long, 2, 8) is not None
+    assert find_divergence(line(("parallel", math.nan)), long, 2, 8) is not None
+    assert find_divergence(line(("parallel", 2.2)), before, 2, 8) is not None  # exploded
+
+
 def test_an_own_loss_must_be_a_number_only():
-    assert find_divergence(line(("parallel", -5.0)), [line(("parallel", -20.0))], None) is None
-    assert find_divergence(line(("parallel", math.nan)), [], None).limit == math.inf
+    assert find_divergence(line(("parallel", -5.0)), [line(("parallel", -20.0))], None, 256) is None
+    assert find_divergence(line(("parallel", math.nan)), [], None, 256).limit == math.inf
 
 
 def test_it_says_what_to_do_and_can_be_written():

@@ -118,6 +118,27 @@ def test_one_error_before_anything_starts(name):
     assert "\n" not in str(caught.value)
 
 
+MORE_LOGITS = with_block(lambda: nn.Linear(WIDTH, 5), "head")
+
+
+@pytest.mark.parametrize(
+    ("own", "changes", "words"),
+    [
+        (with_block(nn.ReLU, "act"), {"cuts": [5]}, "parameters to train .got none in stage 1"),
+        (
+            {**MORE_LOGITS, "loss": None},
+            {"data": {"name": "custom", "mixup": 0.2}},
+            "as many logits",
+        ),
+        ({**with_data(lambda x, y: (x, 0 * y)), "loss": None}, {}, "at least two classes .got 1"),
+        ({}, {"correction": {"micro_batches": 8}}, "more than one value .* in body.0"),
+    ],
+)
+def test_what_fits_the_rules_and_not_the_run(own, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        own_plan(own, **changes)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

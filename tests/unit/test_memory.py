@@ -45,8 +45,8 @@ def test_forwards_that_run_again_wait_as_input_and_output(compute):
     )
     memories, bounds = block_memories(plan), plan.bounds[:2]
     own, after = memories[0], memories[bounds[1]]
-    fewer = stage_bytes(memories, plain.config, 0, *bounds)
-    fewer -= stage_bytes(memories, plan.config, 0, *bounds)
+    fewer = stage_bytes(memories, plain, 0, *bounds)
+    fewer -= stage_bytes(memories, plan, 0, *bounds)
     # Of four times what one keeps, backward included, two and of the weights one stay.
     ends = 3 * 8 * (own.crossing_per_sample + after.crossing_per_sample)
     assert [m.crossing_per_sample for m in memories] == [4 * math.prod(s) for s in plan.shapes[:5]]
@@ -84,7 +84,7 @@ def test_the_estimate_is_what_a_stage_keeps(compute, index):
     found = sum(t.untyped_storage().nbytes() for t in kept.values())
     memories = block_memories(plan)
     weights = sum(p.nbytes for p in stage.module.parameters())
-    whole = stage_bytes(memories, plan.config, index, *plan.bounds[index : index + 2])
+    whole = stage_bytes(memories, plan, index, *plan.bounds[index : index + 2])
     copies = 1 + 1 + 2 + in_flight(plan.config, index).num_weights + 2  # of the ledger
     found *= (num + 1) / num if num > 1 else 1  # and room for a backward
     assert whole - copies * weights == pytest.approx(found, rel=0.05)
@@ -103,15 +103,14 @@ def test_optimisers_and_averages_count(changes, num_copies):
     plan, plain = tiny_plan(**changes), tiny_plan(optimizer={"momentum": 0})
     memories = block_memories(plan)
     parameters = sum(m.parameters for m in memories)
-    grown = stage_bytes(memories, plan.config, 1, 0, 5)
-    grown -= stage_bytes(memories, plain.config, 1, 0, 5)
+    grown = stage_bytes(memories, plan, 1, 0, 5)
+    grown -= stage_bytes(memories, plain, 1, 0, 5)
     assert grown == num_copies * parameters
 
 
 def megabytes(plan):
-    memories, config = block_memories(plan), plan.config
-    pairs = enumerate(itertools.pairwise(plan.bounds))
-    return [stage_bytes(memories, config, k, *bounds) / 1e6 for k, bounds in pairs]
+    memories, pairs = block_memories(plan), enumerate(itertools.pairwise(plan.bounds))
+    return [stage_bytes(memories, plan, k, *bounds) / 1e6 for k, bounds in pairs]
 
 
 def test_a_limit_moves_cuts_and_is_kept():
@@ -165,11 +164,37 @@ def test_a_stage_that_runs_forwards_twice_gets_less_work():
     assert choose_cuts(tiny_plan(parallel={"curvature": 1, "feed": "stored"}), costs) == (3,)
 
 
-def test_the_stored_feed_keeps_no_weights_in_flight_but_its_store():
-    streamed = tiny_plan(parallel={"micro_batches": 1})
-    stored = tiny_plan(
-        parallel={"micro_batches": 1, "feed": "stored"}, stored={"memory_limit_mb": 3}
-    )
-    memories = block_memories(streamed)
-    whole = stage_bytes(memories, stored.config, 0, 0, 3)
-    assert 3e6 < whole < 3e6 + stage_bytes(memories, streamed.config, 0, 0, 3)
+@pytest.mark.parametrize(
+    ("stored", "method", "num_batches"),
+    [({}, "penalty", 5), ({"window": 2}, "penalty", 3), ({}, "delayed_gradient", 5)],
+)
+def test_the_stored_feed_keeps_its_store(stored, method, num_batches):
+    """Instead of weights in flight: lambda, kappa and what is sent, for each sample of a window."""
+    changes = {"num_stages": 3, "method": method}
+    feed = {"micro_batches": 1, "feed": "stored"}
+    plan = tiny_plan(parallel=feed, stored=stored, **changes)
+    none = tiny_plan(parallel=feed, stored={**stored, "memory_limit_mb": 0}, **changes)
+    memories = block_memories(plan)
+    at_2, at_3 = (8 * memories[b].crossing_per_sample for b in (2, 3))
+    num = 2 if method == "penalty" else 1
+    for stage, first, last, kept in (
+        (0, 0, 2, 2 * at_2),
+        (1, 2, 3, num * at_2 + 2 * at_3),
+        (2, 3, 5, num * at_3),
+    ):
+        grown = stage_bytes(memories, plan, stage, first, last)
+        grown -= stage_bytes(memories, none, stage, first, last)
+        assert grown == num_batches * kept
+    alone = tiny_plan(num_stages=1, parallel=feed)
+    rest = tiny_plan(num_stages=1, parallel=feed, stored={"memory_limit_mb": 0})
+    assert stage_bytes(memories, alone, 0, 0, 5) == stage_bytes(memories, rest, 0, 0, 5)
+
+
+def test_of_a_large_store_the_limit_counts():
+    feed = {"micro_batches": 1, "feed": "stored"}
+    plan, none = (tiny_plan(2000, parallel=feed, stored={"memory_limit_mb": n}) for n in (1, 0))
+    memories = block_memories(plan)
+    bare = stage_bytes(memories, none, 0, 0, 3)
+    assert stage_bytes(memories, plan, 0, 0, 3) - bare == pytest.approx(1e6)
+    streamed = tiny_plan(2000, parallel={"micro_batches": 1})
+    assert bare < stage_bytes(memories, streamed, 0, 0, 3)  # no weights in flight

@@ -130,6 +130,23 @@ def test_a_filter_that_nobody_set_fits_what_crosses(shape, pool):
     assert default_filter(3, 2, [(3, 8, 8), (8, 8, 8), shape, (8,)]).pool == pool
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "exact"},
+        {"parallel": {"feed": "stored"}},
+        {"parallel": {"lateness": "auto"}},
+        {"parallel": {"micro_batches": 3}},
+    ],
+)
+def test_micro_batches_of_the_parallel_phase_divide_the_batch_where_they_are_read(changes):
+    """The default, 2, does not divide 15."""
+    odd = {"batch_size": 15, "correction": {"micro_batches": 5}}
+    assert 15 % tiny_plan(**odd, **changes).config.num_micro_of("correction") == 0
+    with pytest.raises(ValueError, match=r"multiple of parallel.micro_batches .got 15 and 2"):
+        tiny_plan(**odd)
+
+
 def test_short_parallel_pieces_are_exact_by_default_and_refused_when_written():
     plan = tiny_plan(3, num_stages=4)
     assert {s.phase for s in plan.segments} == {"correction"}

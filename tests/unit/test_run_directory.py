@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from laminar.checkpoint import list_checkpoints, prune
 from laminar.config import Config
 from laminar.errors import ConfigError
-from laminar.run_directory import RunDirectory
+from laminar.run_directory import MANIFEST, RunDirectory
 
 
 @pytest.fixture
@@ -141,3 +142,14 @@ def test_the_confusion_matrix_is_that_of_the_newest_epoch(run: RunDirectory):
     content = json.loads(run.confusion_file.read_text())
     assert content == {"epoch": 2, "class_names": ["ant", "bee"], "matrix": [[2, 0], [1, 3]]}
     assert not list(run.path.glob("*.tmp"))
+
+
+def test_the_newest_checkpoint_has_the_highest_epoch(run: RunDirectory):
+    """By the number, which has a digit more from 10,000 on."""
+    for number in (10_000, 9_998, 9_999):
+        folder = run.checkpoints / f"epoch_{number:04d}"
+        folder.mkdir(parents=True)
+        (folder / MANIFEST).write_text("{}")
+    prune(run.checkpoints, keep=2)
+    names = [path.name for path in list_checkpoints(run.checkpoints)]
+    assert names == ["epoch_9999", "epoch_10000"]
