@@ -1,8 +1,8 @@
 """Accuracy over the settings of the parallel phase, on 10,000 images of CIFAR-10 at 16x16.
 
-Four maps, a cell for each combination: what lateness costs, whether backward first makes it less,
-what curvature wins back, and what filters cost that send fewer bytes than int8 at every cut,
-layer-parallel and exactly.
+Five maps, a cell for each combination: what lateness costs, whether backward first makes it less,
+what curvature wins back, what filters cost that send fewer bytes than int8 at every cut,
+layer-parallel and exactly, and where it is best to pool and to cut (`places.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from benchmarks.accuracy import places
 from benchmarks.accuracy.cases import Case, table_head
 from benchmarks.accuracy.costs import sent_share
 from benchmarks.accuracy.study import CASES as STUDY
@@ -121,6 +122,7 @@ for _words, _filters in SMALL.items():
             ),
             "one process",
         )
+CASES |= places.CASES
 
 
 def write_maps(results: Path, page: Path) -> None:
@@ -157,6 +159,7 @@ def write_maps(results: Path, page: Path) -> None:
         cells = [_cell(results, _small(words, m)) for m in ("delayed_gradient", "exact")]
         sent = sent_share(CASES[_small(words)].configure(0, {}))
         rows.append(f"| {words} | {sent:.1%} | " + " | ".join(cells) + " |")
+    rows += ["", *places.rows(results)]
     page.write_text("\n".join(rows) + "\n")
 
 
