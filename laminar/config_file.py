@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from laminar.config import DEFAULT_NAMES, Config
 from laminar.errors import ConfigError
 
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""The parser also fails by ValueError, at days that do not exist, and at too many brackets."""
 _SEE_SCHEMA = "see `laminar config schema`"
 
 
@@ -89,7 +91,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             "the configuration must be a readable file", got=f"{path}: {error}", fix="mend the path"
         ) from error
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}"
         raise ConfigError(
@@ -119,7 +121,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(
             "an override's value must be valid YAML", got=override, fix="quote it"
         ) from error
@@ -136,7 +138,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _child(node: Any, key: str, override: str, rest: list[str]) -> Any:
     child = node[_index(node, key, override)] if isinstance(node, list) else node.get(key)
     if child is None:
-        child = node[key] = {}
+        child = {}
+        node[_index(node, key, override) if isinstance(node, list) else key] = child
     if not isinstance(child, dict | list):
         raise ConfigError(
             f"`{key}` must be a mapping to set something in it",

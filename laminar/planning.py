@@ -100,7 +100,13 @@ def _check_problem(config: Config, problem: Problem, factories: Factories) -> No
 def _check_mixup(
     config: Config, problem: Problem, factories: Factories, outputs: tuple[int, ...]
 ) -> None:
-    """Probabilities of classes need a logit for each, and no more."""
+    """Means are of floats; probabilities of classes need a logit for each, and no more."""
+    if config.data.mixup and not getattr(torch, problem.dtype).is_floating_point:
+        raise ConfigError(
+            "data.mixup must come with samples of floating point numbers, of which it makes means",
+            got=problem.dtype,
+            fix="set data.mixup to 0",
+        )
     if config.data.mixup and factories.loss is None and outputs != (problem.num_classes,):
         raise ConfigError(
             "data.mixup must come with as many logits as there are classes",

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -142,7 +143,9 @@ def _time_block(
     seconds = []
     for _ in range(num_repeats + 1):
         out, forward_s = _timed(forward, device)
-        _, backward_s = _timed(lambda out=out: torch.autograd.grad(out, inputs, grad_out), device)  # type: ignore[misc]
+        backward_s = 0.0
+        if inputs:  # the first block may have no parameters
+            _, backward_s = _timed(partial(torch.autograd.grad, out, inputs, grad_out), device)
         seconds.append((forward_s, backward_s))
     forwards, backwards = zip(*seconds[1:], strict=True)
     return BlockTime(statistics.median(forwards), statistics.median(backwards))

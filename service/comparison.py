@@ -77,7 +77,7 @@ def results(run: FinishedRun) -> dict[str, str]:
 def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
     """Return {dotted key: text of the value}; lists count as values of their own."""
     if not isinstance(tree, dict):
-        return {prefix: _text(tree)}
+        return {prefix: str(tree) if isinstance(tree, float) else _text(tree)}
     found: dict[str, str] = {}
     for key, value in tree.items():
         found |= _flatten(value, f"{prefix}.{key}" if prefix else key)
@@ -85,7 +85,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """Return a value as short as it can be read; written-out phases are long, with long tails.
+    """Return a value as short as it can be read; in lists, as phases are, numbers have long tails.
 
     Of a mapping within a list only the values, and of its booleans the names of those that hold.
     """

@@ -104,11 +104,15 @@ def phase_seconds(metrics: Lines) -> go.Figure:
 
 
 def stage_seconds(timeline: Lines) -> go.Figure:
-    """What the seconds of each stage went into, the whole run, a bar for each phase and stage."""
+    """What the seconds of each stage went into, the whole run, a bar for each phase and stage.
+
+    A run that was resumed with another number of stages has bars for the most that it had.
+    """
     totals: dict[str, list[dict[str, float]]] = {}
     for phase in (phase for line in timeline for phase in line["phases"]):
-        stages = totals.setdefault(phase["phase"], [{} for _ in phase["stages"]])
-        for total, stage in zip(stages, phase["stages"], strict=True):
+        stages = totals.setdefault(phase["phase"], [])
+        stages += [{} for _ in phase["stages"][len(stages) :]]
+        for total, stage in zip(stages, phase["stages"], strict=False):
             for kind, seconds in stage.items():
                 total[kind] = total.get(kind, 0.0) + seconds
     bars = [(p, k, s) for p in PHASES for k, s in enumerate(totals.get(p, []))]

@@ -22,7 +22,7 @@ from tuning.space import Corner, Options, Params, Range, Space, at_params
 
 _MAX_PLANS = 30
 _MAX_GRID = 10_000
-_PATHS = ("root", "cache_dir", "weights")
+_PATHS = ("root", "cache_dir", "weights", "scratch_dir")
 
 # What a trial of PBT may change between two epochs: neither network nor batches nor optimiser.
 _CHANGEABLE = ("optimizer.", "schedule.", "parallel.", "correction.", "loss.", "ema.",

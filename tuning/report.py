@@ -91,12 +91,15 @@ def to_study(search: Search, trials: Sequence[Trial]) -> optuna.Study:
 
 
 def importances(search: Search, trials: Sequence[Trial]) -> dict[str, float]:
-    """Return each parameter's share in the first metric, of those that every trial has."""
+    """Return each parameter's share in the first metric, of those that every trial has.
+
+    None at all where the metric is the same in all trials.
+    """
     import optuna
 
     study = to_study(search, trials)
     names = [n for n, d in search.space.unconditional().items() if _varies(study, n)]
-    if len(study.trials) < 4 or not names:
+    if len(study.trials) < 4 or not names or len({t.values[0] for t in study.trials}) == 1:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -105,7 +105,7 @@ class MnistConfig(_Limited):
     """MNIST through torchvision, from files already on disk."""
 
     name: Literal["mnist"]
-    root: str = Field(description="Folder that holds MNIST/raw/*-ubyte[.gz], as torchvision wants.")
+    root: str = Field(description="Folder that holds MNIST/raw/*-ubyte, as torchvision unpacks it.")
 
 
 class _Cifar(_Limited):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from laminar.errors import DataError
 
@@ -17,6 +17,18 @@ View = Callable[[int, int], Box]
 """Which part of an image of (width, height) is resized to the square."""
 
 _ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF; Pillow's angles are counterclockwise."""
+_16_BIT_FORMATS = ("PNG", "PPM")
+"""Formats whose greys of mode `I` are always of 16 bits; Pillow 10.0 opens such PNGs so."""
 
 
 def squash(width: int, height: int) -> Box:
@@ -70,7 +82,8 @@ def decode_image(
     try:
         with Image.open(path) as file:
             image, box = _turned(file, size, view, cuts_out)
-            image = _in_mode(image, "RGB" if channels == 3 else "L")
+            is_16_bit = image.mode.startswith("I;16") or file.format in _16_BIT_FORMATS
+            image = _in_mode(image, "RGB" if channels == 3 else "L", is_16_bit)
             if cuts_out:
                 left, top, right, bottom = (round(place) for place in box)
                 image = image.crop((left, top, right, bottom))
@@ -78,10 +91,13 @@ def decode_image(
             if image.size != (size, size) or box != squash(size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
             pixels = np.asarray(image, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise whatever it stumbles over
+        says_why = isinstance(error, OSError | SyntaxError | ValueError)
         raise DataError(
             "every image must be readable",
-            got=f"{path}: {error}",
+            got=f"{path}: {error if says_why else repr(error)}",
             fix="replace or remove the file",
         ) from error
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
@@ -89,8 +105,12 @@ def decode_image(
 
 def _turned(file: Image.Image, size: int, view: View, cuts_out: bool) -> tuple[Image.Image, Box]:
     """Return the image as its EXIF record says it was held, and the part of it to show."""
-    if file.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(file)
+    if file.format != "JPEG":
+        # A TIFF is turned as it is loaded, and a PNG may have its EXIF behind its pixels.
+        file.load()
+    orientation = _orientation(file)
+    if orientation != 1:
+        image = file.transpose(_TURNS[orientation]) if orientation in _TURNS else file
         return image, view(*image.size)
     width, height = file.size
     box = left, top, right, bottom = view(width, height)
@@ -104,12 +124,23 @@ def _turned(file: Image.Image, size: int, view: View, cuts_out: bool) -> tuple[I
     return file, box
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def _orientation(file: Image.Image) -> int:
+    """Return how EXIF says the camera was held; 1, upright, where it cannot be read.
+
+    ImageOps.exif_transpose would write all of EXIF anew, and fail on any tag that is damaged.
+    """
+    try:
+        return int(file.getexif().get(_ORIENTATION, 1))
+    except Exception:  # the pixels are as good as without EXIF, whatever is wrong with it
+        return 1
+
+
+def _in_mode(image: Image.Image, mode: str, is_16_bit: bool) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit and 32-bit greys clip on conversion: bring them to 8 bits first.
         levels = np.asarray(image, np.float64)
-        top = 65535.0 if levels.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((levels * (255.0 / top)).clip(0, 255).astype(np.uint8))
+        top = 65535.0 if is_16_bit or levels.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.rint(levels * (255.0 / top)).clip(0, 255).astype(np.uint8))
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)

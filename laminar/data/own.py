@@ -66,7 +66,9 @@ def own_labels(datasets: Datasets, split: str) -> Tensor:
     """
     targets = torch.as_tensor(_open(datasets, split)[1])
     is_integer = not targets.is_floating_point() and not targets.is_complex()
-    if targets.dim() != 1 or not is_integer or not len(targets) or targets.min() < 0:
+    # As int64, for of unsigned integers torch finds no least one.
+    is_fit = targets.dim() == 1 and is_integer and len(targets)
+    if not is_fit or targets.to(torch.int64).min() < 0:
         raise FactoryError(
             f"the targets of datasets[{split!r}] must be the class of each row, integers >= 0, [N]",
             got=f"shape {tuple(targets.shape)}, {targets.dtype}",

@@ -32,7 +32,9 @@ def evaluate(
 
     if split not in ("test", "train"):
         raise ConfigError("--split must be test or train", got=split, fix="choose one of them")
-    if confusion_matrix is not None and not confusion_matrix.absolute().parent.is_dir():
+    if confusion_matrix is not None and (
+        confusion_matrix.is_dir() or not confusion_matrix.absolute().parent.is_dir()
+    ):
         raise ConfigError(
             "--confusion-matrix must be a file in a folder that exists",
             got=confusion_matrix,
@@ -49,6 +51,13 @@ def evaluate(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     matrix = {"class_names": result.pop("class_names"), "matrix": result.pop("confusion_matrix")}
+    typer.echo(json.dumps(result))  # first: whatever becomes of the file, this is not lost
     if confusion_matrix is not None:
-        confusion_matrix.write_text(json.dumps({**result, **matrix}) + "\n")
-    typer.echo(json.dumps(result))
+        try:
+            confusion_matrix.write_text(json.dumps({**result, **matrix}) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                "--confusion-matrix must be a file that can be written",
+                got=error,
+                fix="name another, or free some room",
+            ) from error

@@ -238,6 +238,8 @@ ROWS = [
     Row("wrong split", "evaluate nowhere --split valid", ("--split must be test or train",)),
     Row("no folder for the matrix", "evaluate nowhere --confusion-matrix no/m.json",
         ("--confusion-matrix must be a file in a folder that exists", "no/m.json")),
+    Row("a folder for the matrix", "evaluate nowhere --confusion-matrix .",
+        ("--confusion-matrix must be a file in a folder that exists",)),
     # searches
     search("nothing to search", "epochs=3", "a search must vary at least one value"),
     search("bounds of a search", "optimizer.lr={uniform: [0, 1]}", "`optimizer.lr`",

@@ -71,6 +71,8 @@ BAD_FILES = [
     ("num_stages: 3\ncuts: [4, 2]", ["strictly increasing", "got [4, 2]", "sort them"]),
     ("- 1", ["must be a mapping", "got list", "laminar config schema"]),
     ("epochs: 1\na: [", ["valid YAML", "line 2"]),
+    ("seed: 2024-02-30", ["valid YAML", "day"]),
+    ("a: " + "[" * 3000, ["valid YAML", "recursion"]),
     ("a: !!python/object:os.system {}", ["valid YAML", "line 1"]),
 ]
 
@@ -78,6 +80,7 @@ BAD_OVERRIDES = [
     ("epochs", ["KEY=VALUE", "got epochs", "--set optimizer.lr=0.1"]),
     ("=3", ["KEY=VALUE", "got =3"]),
     ("epochs=[", ["valid YAML", "got epochs=["]),
+    ("epochs=2024-02-30", ["valid YAML", "got epochs=2024-02-30"]),
     ("cuts.1=3", ["list is addressed", "expected 0..0"]),
     ("cuts.x=3", ["list is addressed", "got cuts.x=3"]),
     ("cuts.0.pool=3", ["`0` must be a mapping", "got 4"]),
@@ -148,6 +151,11 @@ def test_overrides_go_on_top_of_the_file_in_order(tmp_path: Path):
     assert config.filters[0].pool == 4
     assert config.cuts is None
     assert (config.optimizer.lr, config.optimizer.momentum) == (0.2, 0.5)
+
+
+def test_what_is_null_in_a_list_can_be_set_from_within():
+    found = load_config(None, ["filters=[null]", "filters.0.pool=3"])
+    assert [f.pool for f in found.filter_list()] == [3]
 
 
 def test_a_number_without_a_decimal_point_is_a_number():

@@ -39,6 +39,13 @@ class Bad(nn.Module):
         return self.function(self.linear, x)
 
 
+class Tokens(nn.Module):
+    """Rows of numbers of tokens, as floats."""
+
+    def forward(self, x):
+        return x.float()
+
+
 def frozen():
     layer = nn.Linear(WIDTH, WIDTH)
     layer.weight.requires_grad_(False)
@@ -118,6 +125,7 @@ def test_one_error_before_anything_starts(name):
     assert "\n" not in str(caught.value)
 
 
+TOKENS = with_block(lambda: nn.Sequential(Tokens(), nn.Linear(5, WIDTH)), "stem")
 MORE_LOGITS = with_block(lambda: nn.Linear(WIDTH, 5), "head")
 
 
@@ -125,6 +133,11 @@ MORE_LOGITS = with_block(lambda: nn.Linear(WIDTH, 5), "head")
     ("own", "changes", "words"),
     [
         (with_block(nn.ReLU, "act"), {"cuts": [5]}, "parameters to train .got none in stage 1"),
+        (
+            {**with_data(lambda x, y: (x.astype(int), y)), **TOKENS},
+            {"data": {"name": "custom", "mixup": 0.2}},
+            "numbers, of which it makes means .got int64",
+        ),
         (
             {**MORE_LOGITS, "loss": None},
             {"data": {"name": "custom", "mixup": 0.2}},
@@ -151,6 +164,11 @@ def test_what_fits_the_rules_and_not_the_run(own, changes, words):
 def test_what_is_brought_must_not_be_configured_too(key, value):
     with pytest.raises(FactoryError, match=f"config.{key} must be left out"):
         own_plan(**{key: value})
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "int8"])
+def test_classes_of_any_integers(kind):
+    assert own_plan(with_data(lambda x, y: (x, y.astype(kind)))).problem.num_classes == 3
 
 
 def test_only_mixup_is_configured_for_own_data():

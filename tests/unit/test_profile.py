@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from laminar import profile
 from laminar.data import describe
 from laminar.planning import make_plan
 from laminar.profile import BlockTime, measure, needs_measuring, time_blocks
+from tests.own import blocks, own_plan
 from tests.tiny import tiny_config, tiny_plan
 
 CPU = torch.device("cpu")
@@ -17,6 +19,12 @@ def test_every_block_is_timed_forward_and_backward():
     times = time_blocks(plan, CPU, "channels_last", 1)
     assert len(times) == 5
     assert all(t.forward_s > 0 and t.backward_s > 0 for t in times)
+
+
+def test_a_first_block_without_parameters_has_no_backward():
+    plan = own_plan({"blocks": lambda problem: {"flat": nn.Flatten, **blocks(problem)}})
+    first, second, *_ = time_blocks(plan, CPU, "contiguous", 1)
+    assert first.backward_s == 0 < second.backward_s
 
 
 def scripted_times(monkeypatch, faster):

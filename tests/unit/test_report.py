@@ -131,6 +131,17 @@ def test_seconds_of_stages_are_sums_over_the_run():
     assert "update" not in by_name, "what took no time needs no legend"
 
 
+def test_a_run_may_have_had_other_numbers_of_stages():
+    three, one = timeline_line(2), timeline_line(3)
+    for phase in three["phases"]:
+        phase["stages"] = [*phase["stages"], {"forward": 0.5}]
+    for phase in one["phases"]:
+        phase["stages"] = phase["stages"][:1]
+    figure = figures.stage_seconds([timeline_line(1), three, one])
+    forward = next(t for t in figure.data if t.name == "forward")
+    assert values(forward.x) == [3, 5, 0.5] * 3
+
+
 def test_timelines_show_one_phase_of_one_epoch_and_a_menu_of_all():
     figure = figures.timelines(TIMELINE)
     assert figure is not None
@@ -261,6 +272,8 @@ def test_only_settings_that_differ_are_listed():
         "optimizer.lr": ["0.1", "0.2"],
     }
     assert differing_settings([one, one]) == {}
+    near = [Config.model_validate({"ema": {"decay": decay}}) for decay in (0.9999, 0.99991)]
+    assert differing_settings(near) == {"ema.decay": ["0.9999", "0.99991"]}
     filters = [{"pool": 2, "cast": "fp16"}, {"cast": "int8", "parallel_only": True}]
     three = Config.model_validate({"num_stages": 3, "filters": filters})
     same = Config.model_validate({"num_stages": 3, "filters": {"pool": 2, "cast": "fp16"}})

@@ -103,6 +103,14 @@ def test_importance_finds_what_matters_among_what_all_trials_have(tmp_path: Path
     assert shares["optimizer.lr"] > 0.8
 
 
+def test_where_all_trials_are_alike_nothing_matters(tmp_path: Path):
+    found, ledger = written(tmp_path)
+    for trial in ledger.trials.values():
+        for line in trial.epochs:
+            line["test_accuracy"] = 1.0
+    assert importances(found, list(ledger.trials.values())) == {}
+
+
 @pytest.mark.parametrize(
     ("metric", "titles"),
     [

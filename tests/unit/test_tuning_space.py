@@ -133,8 +133,10 @@ def test_a_grid_counts_itself():
 def test_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = {"name": "mnist", "root": {"choice": ["a", "/b"]}}
-    found = parse_search(search(None, data=data))
+    stored = {"parallel": {"feed": "stored"}, "stored": {"scratch_dir": "c"}}
+    found = parse_search(search(None, data=data, **stored))
     assert found.tree["data"]["root"] == {"choice": [str(tmp_path / "a"), "/b"]}
+    assert found.tree["stored"]["scratch_dir"] == str(tmp_path / "c")
 
 
 LR = {"optimizer": {"lr": {"uniform": [0.01, 0.1]}}}
