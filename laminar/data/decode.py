@@ -28,7 +28,7 @@ _TURNS = {
 }
 """What undoes each orientation of EXIF; Pillow's angles are counterclockwise."""
 _16_BIT_FORMATS = ("PNG", "PPM")
-"""Formats whose greys of mode `I` are always of 16 bits; Pillow 10.0 opens such PNGs so."""
+"""Formats of which only greys of 16 bits open in mode `I`; PNG does so in old Pillow alone."""
 
 
 def squash(width: int, height: int) -> Box:
@@ -82,8 +82,7 @@ def decode_image(
     try:
         with Image.open(path) as file:
             image, box = _turned(file, size, view, cuts_out)
-            is_16_bit = image.mode.startswith("I;16") or file.format in _16_BIT_FORMATS
-            image = _in_mode(image, "RGB" if channels == 3 else "L", is_16_bit)
+            image = _in_mode(image, "RGB" if channels == 3 else "L", file.format)
             if cuts_out:
                 left, top, right, bottom = (round(place) for place in box)
                 image = image.crop((left, top, right, bottom))
@@ -130,15 +129,17 @@ def _orientation(file: Image.Image) -> int:
     ImageOps.exif_transpose would write all of EXIF anew, and fail on any tag that is damaged.
     """
     try:
-        return int(file.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the pixels are as good as without EXIF, whatever is wrong with it
+        orientation: int = file.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever is wrong with EXIF, the pixels are there without it
         return 1
+    return orientation
 
 
-def _in_mode(image: Image.Image, mode: str, is_16_bit: bool) -> Image.Image:
+def _in_mode(image: Image.Image, mode: str, file_format: str | None) -> Image.Image:
     if image.mode.startswith("I"):
         # 16-bit and 32-bit greys clip on conversion: bring them to 8 bits first.
         levels = np.asarray(image, np.float64)
+        is_16_bit = image.mode != "I" or file_format in _16_BIT_FORMATS
         top = 65535.0 if is_16_bit or levels.max(initial=0) > 255 else 255.0
         image = Image.fromarray(np.rint(levels * (255.0 / top)).clip(0, 255).astype(np.uint8))
     elif image.mode in ("P", "PA"):

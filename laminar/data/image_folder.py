@@ -48,11 +48,21 @@ class Listing:
         return self.root / self.names[index]
 
 
+@contextmanager
+def _readable(rule: str) -> Iterator[None]:
+    """Say in one line what the file system refuses; its errors name the path."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(rule, got=error, fix="mend or remove it") from error
+
+
+@_readable("every folder of a split must be readable")
 def list_split(data: ImageFolderConfig, split: Split) -> Listing:
     """List a split without opening an image.
 
     Raises:
-        DataError: The folder is absent, has no classes, or a class has no images.
+        DataError: A folder is absent or cannot be read, there are no classes, or one is empty.
     """
     name = data.train_split if split == "train" else data.test_split
     root = Path(data.root) / name
@@ -131,7 +141,7 @@ def load_split(data: ImageFolderConfig, listing: Listing, report: Report | None 
         uint8 [N, C, S, S]; do not write to it, it may be a memory-mapped file.
 
     Raises:
-        DataError: An image cannot be decoded.
+        DataError: An image cannot be read or decoded.
     """
     cache = _cache_folder(data) / f"{_key(data, listing)}.npy"
     shape = (len(listing), data.channels, data.image_size, data.image_size)
@@ -159,6 +169,7 @@ def _decode_all(
     return images
 
 
+@_readable("every image must be readable")
 def _key(data: ImageFolderConfig, listing: Listing) -> str:
     """Hash everything that the decoded pixels depend on."""
     how = f"{_CACHE_FORMAT} {data.image_size} {data.channels}"
@@ -167,7 +178,8 @@ def _key(data: ImageFolderConfig, listing: Listing) -> str:
     digest = hashlib.sha256(how.encode())
     for index, name in enumerate(listing.names):
         stat = listing.path(index).stat()
-        digest.update(f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+        line = f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        digest.update(line.encode(errors="surrogateescape"))  # a name may be no UTF-8
     return digest.hexdigest()[:32]
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from laminar.config import ImageFolderConfig
 from laminar.data import describe, load_images, load_labels
+from laminar.data.decode import decode_image
 from laminar.data.image_folder import list_split
 from laminar.errors import DataError
 from laminar.plan import Problem
@@ -128,6 +130,60 @@ def test_a_photograph_is_turned_as_its_exif_says(root: Path, suffix: str):
         assert (half - torch.tensor(color)).abs().max() < 40
 
 
+@pytest.mark.parametrize("orientation", range(11))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_every_orientation_is_undone_as_pillow_does(tmp_path: Path, suffix: str, orientation: int):
+    path, exif = tmp_path / f"image.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(path))
+    expected = np.asarray(turned.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    assert np.array_equal(decode_image(path, SIZE, 3).transpose(1, 2, 0), expected)
+
+
+def exif_record(*tags: tuple[int, int, int, int]) -> bytes:
+    """Return the EXIF record of (tag, type, count, value or its place), right or not."""
+    content = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + content + bytes(64)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some of these tags
+@pytest.mark.parametrize("kind", range(14))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_an_odd_tag_of_exif_spoils_no_photograph(tmp_path: Path, suffix: str, kind: int):
+    path = tmp_path / f"image.{suffix}"
+
+    def decoded(*tags: tuple[int, int, int, int]) -> np.ndarray:
+        Image.linear_gradient("L").convert("RGB").save(path, exif=exif_record(*tags))
+        return decode_image(path, SIZE, 1)
+
+    upright = (0x0112, 3, 1, 6)
+    for tag in (0x010F, 0x8769):  # a text, and where further tags lie
+        assert np.array_equal(decoded((tag, kind, 1, 65), upright), decoded(upright))
+    turned, as_it_is = decoded(upright), decoded()
+    for count in (1, 2):
+        found = decoded((0x0112, kind, count, 6))
+        assert np.array_equal(found, turned) or np.array_equal(found, as_it_is)
+
+
+@pytest.mark.parametrize(("top", "expected"), [(200, 1), (255, 1), (400, 2), (65535, 255)])
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("<u2", "png"), ("<u2", "tif"), (">u2", "tif"), (">u2", "pgm")]
+)
+def test_greys_of_16_bits_share_one_scale(
+    tmp_path: Path, mode: str, suffix: str, top: int, expected: int
+):
+    """However dark a scan is: its greys mean what those of its neighbours do."""
+    path, levels = tmp_path / f"image.{suffix}", np.full((SIZE, SIZE), top, mode)
+    if suffix == "pgm":  # opens in mode I, as a PNG did in Pillow 10.0
+        path.write_bytes(b"P5 %d %d 65535\n" % levels.shape + levels.tobytes())
+    else:
+        raw = "I;16B" if mode == ">u2" else "I;16"
+        Image.frombytes(raw, levels.shape, levels.tobytes()).save(path)
+    assert (decode_image(path, SIZE, 1) == expected).all()
+
+
 def test_decoding_is_reported(root: Path):
     seen = []
     load_images(config(root), "train", lambda done, total: seen.append((done, total)))
@@ -149,6 +205,15 @@ def test_the_cache_gives_what_was_decoded(root: Path):
     # That the file was read, and no image: what lies in it comes back, whatever it is.
     np.save(cached, np.zeros_like(decoded.numpy()))
     assert not load_images(config(root), "train").any()
+
+
+def test_a_name_that_is_no_utf_8_is_as_good_as_any(root: Path):
+    path = root / "test" / "ant" / "0.png"
+    expected = load_images(config(root), "test")
+    path.rename(path.with_name(os.fsdecode(b"caf\xe9.png")))
+    for _ in range(2):
+        assert torch.equal(load_images(config(root), "test"), expected)
+    assert len(cache_files(root)) == 2
 
 
 def repaint(path: Path) -> None:
@@ -242,3 +307,24 @@ def test_classes_must_agree_between_the_splits(root: Path):
     (root / "train" / "bee").rename(root / "train" / "cat")
     with pytest.raises(DataError, match=r"the same classes.*`bee` in only one of"):
         describe(config(root))
+
+
+def test_a_link_to_nowhere_is_named(root: Path):
+    path = root / "train" / "bee" / "1.png"
+    path.unlink()
+    path.symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=r"every image must be readable.*bee/1\.png"):
+        load_images(config(root), "train")
+
+
+def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch):
+    listdir = os.listdir
+
+    def refused(path: Any) -> list[str]:  # root reads every folder, whatever its permissions
+        if Path(path).name == "bee":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(DataError, match=r"every folder of a split must be readable.*train/bee"):
+        list_split(config(root), "train")
