@@ -104,9 +104,15 @@ class Stages:
         """Write all parts of a checkpoint."""
         return self.gather([actor.save.remote(folder) for actor in self.actors])
 
-    def progress(self) -> StageProgress:
-        """Ask the last stage, which sees a batch's loss and has the fewest late backwards."""
-        answer: StageProgress = ray.get(self.actors[-1].progress.remote(), timeout=10)
+    def progress(self) -> StageProgress | None:
+        """Ask the last stage, which sees a batch's loss and has the fewest late backwards.
+
+        None if it is too busy to say: a stage that is lost is found by who waits for its phase.
+        """
+        try:
+            answer: StageProgress = ray.get(self.actors[-1].progress.remote(), timeout=10)
+        except ray.exceptions.GetTimeoutError:
+            return None
         return answer
 
     def stop(self) -> None:
@@ -339,8 +345,10 @@ class Coordinator:
         """Return where the run stands, and metrics and scalars of epochs after `num_known`."""
         is_training = self._phase_name in ("correction", "parallel")
         done = self._batches_before_phase
-        if is_training:
-            stage = self._stages.progress()
+        stage = self._stages.progress() if is_training else None
+        if stage is None and self._trained:
+            done = max(done, self._trained[-1][1])
+        if stage is not None:
             done += stage.num_batches
             if stage.tally.num_samples:
                 self._loss = stage.tally.loss_sum / stage.tally.num_samples

@@ -50,7 +50,12 @@ def examine(config: Config, address: str | None, *, with_ray: bool) -> Iterator[
     yield _shared_memory(config)
     yield _ports()
     yield _gpus(config)
-    yield _attempt("data", lambda: _data(config))
+    data = _attempt("data", lambda: _data(config))
+    yield data
+    if data.verdict == "fails":
+        yield Finding("plan", "note", "not made: the data must be readable first")
+    else:
+        yield _attempt("plan", lambda: _plan(config))
     if with_ray:
         yield _attempt("ray", lambda: _ray(config, address))
 
@@ -157,6 +162,26 @@ def _data(config: Config) -> str:
         f"{config.data.name}: {problem.num_train:,} training and {problem.num_test:,} test images "
         f"{shape}, {problem.num_classes} classes"
     )
+
+
+def _plan(config: Config) -> str:
+    """Make the plan as training does; what it refuses would keep the configuration from running."""
+    from laminar.data import describe
+    from laminar.partition import check_memory
+    from laminar.planning import make_plan
+    from laminar.store import check_scratch
+    from laminar.trackers import check_trackers
+    from laminar.weights import notices
+
+    check_trackers(config.tracking)
+    check_scratch(config.stored.scratch_dir)
+    plan = make_plan(config, describe(config.data))
+    check_memory(plan)
+    text = (
+        f"{config.num_stages} stages, cuts {list(plan.config.cuts or ())}, "
+        f"{plan.parallel_fraction:.0%} of the passes parallel"
+    )
+    return "; ".join([text, *notices(plan)])
 
 
 def _ray(config: Config, address: str | None) -> str:

@@ -138,11 +138,12 @@ def _mutations(space: Space) -> dict[str, Any]:
 def _domain(distribution: Distribution) -> Any:
     if isinstance(distribution, Options):
         return tune.choice(list(distribution.labels))
-    low, high, step = distribution.low, distribution.high, distribution.step
+    low, high = distribution.low, distribution.high
     make: dict[str, Callable[[], Any]] = {
         "uniform": lambda: tune.uniform(low, high),
         "loguniform": lambda: tune.loguniform(low, high),
-        "quniform": lambda: tune.quniform(low, high, step or 1.0),
+        # Not Tune's own, whose numbers are multiples of the step, wherever they begin.
+        "quniform": lambda: tune.choice(distribution.steps),
         "randint": lambda: tune.randint(int(low), int(high) + 1),
     }
     return make[distribution.kind]()

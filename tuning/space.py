@@ -62,6 +62,13 @@ class Range:
         """The two bounds."""
         return self.low, self.high
 
+    @property
+    def steps(self) -> list[float]:
+        """Of `quniform` all numbers: low, low + step, ..., high."""
+        assert self.step is not None
+        num = round((self.high - self.low) / self.step)
+        return [self.low + k * self.step for k in range(num + 1)]
+
     def clip(self, value: float) -> float:
         """Return the nearest number of the range."""
         value = min(max(value, self.low), self.high)

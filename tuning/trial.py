@@ -185,7 +185,10 @@ def prepare(home: Path, plans: Sequence[Plan], new: State, saved: Path | None) -
         if is_clone or not is_ours:
             _replace(home, saved)
             for plan in plans:
-                adopt(RunDirectory(run_folder(home, plan.config)), plan)
+                run = RunDirectory(run_folder(home, plan.config))
+                adopt(run, plan)
+                if is_clone:  # a tracker's record of the other's run is not this one's
+                    run.tracking_file.unlink(missing_ok=True)
     elif not is_ours:
         shutil.rmtree(home, ignore_errors=True)
     state.write(home)

@@ -28,8 +28,19 @@ def test_every_check_has_a_line_and_this_machine_can_train(laminar: Laminar):
     code, out, err = laminar("doctor", "--no-ray")
     assert (code, err) == (0, "")
     named = [line[6:16].strip() for line in out.splitlines()]
-    assert named == ["python", "versions", "cores", "memory", "/dev/shm", "ports", "GPUs", "data"]
+    assert named == [
+        "python",
+        "versions",
+        "cores",
+        "memory",
+        "/dev/shm",
+        "ports",
+        "GPUs",
+        "data",
+        "plan",
+    ]
     assert {line.split()[0] for line in out.splitlines()} <= {"ok", "note"}
+    assert "2 stages, cuts [4], 90% of the passes parallel" in out
     assert "digits: 898 training and 899 test images 1x8x8, 10 classes" in out
 
 
@@ -42,6 +53,22 @@ def test_what_fails_is_told_with_exit_code_1(laminar: Laminar, tmp_path: Path):
     assert failed.keys() == {"cores", "data"}
     assert "2 stages want 1000: lower num_stages" in failed["cores"]
     assert "four IDX files" in failed["data"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_stages": 30}, "num_stages must be <= number of blocks"),
+        ({"cuts": [500]}, "every cut must lie inside the network"),
+        ({"model": {"weights": "/nope.pth"}}, "model.weights must be a file"),
+        ({"partition": {"memory_limit_mb": 1}, "cuts": [4]}, "must fit partition.memory_limit_mb"),
+        ({"parallel": {"feed": "stored"}, "stored": {"scratch_dir": "/nope"}}, "scratch_dir"),
+    ],
+)
+def test_what_planning_refuses_fails(changes: dict[str, Any], words: str):
+    found = findings(**changes)["plan"]
+    assert found.verdict == "fails"
+    assert words in found.text
 
 
 def test_gpus_are_missed_only_where_they_are_wanted():

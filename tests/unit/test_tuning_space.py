@@ -1,4 +1,4 @@
-"""The space of a search and the section `search`: read, walked, checked, without Ray."""
+"""The space of a search and the section `search`: read, walked, checked, before Ray starts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from laminar.config import FilterConfig
 from laminar.errors import ConfigError
 from tests.tiny import tiny_config
+from tuning.algorithms import make_scheduler, population
 from tuning.config import check_plans, load_search, parse_search
 from tuning.space import Options, Range, Space
 
@@ -137,6 +138,14 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     found = parse_search(search(None, data=data, **stored))
     assert found.tree["data"]["root"] == {"choice": [str(tmp_path / "a"), "/b"]}
     assert found.tree["stored"]["scratch_dir"] == str(tmp_path / "c")
+
+
+def test_a_population_draws_steps_from_the_lower_bound():
+    momentum = {"momentum": {"quniform": [0.05, 0.85, 0.2]}}
+    found = parse_search(search({"scheduler": "pbt", "algorithm": "random"}, optimizer=momentum))
+    wanted = [0.05, 0.25, 0.45, 0.65, 0.85]
+    assert population(found)["optimizer.momentum"].categories == pytest.approx(wanted)
+    make_scheduler(found)
 
 
 LR = {"optimizer": {"lr": {"uniform": [0.01, 0.1]}}}

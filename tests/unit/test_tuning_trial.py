@@ -110,10 +110,12 @@ def test_a_clone_takes_weights_and_epochs_of_the_other_and_keeps_its_own_values(
     home = home_of(tmp_path, tiny_plan(3, optimizer={"lr": 1e-9}), "bad")
     assert differing(weights(home, own), weights(other, good)) != []
     new = State("bad", 0, {"optimizer.lr": 0.01})
+    RunDirectory(run_folder(other, good.config)).write_tracking('{"mlflow": "of the other"}')
     state = prepare(home, [own], new, checkpoint_of(other))
     assert state == State("bad", 2, new.params, cloned_from="good")
     assert differing(weights(home, own), weights(other, good)) == []
     run = RunDirectory(run_folder(home, own.config))
+    assert run.read_tracking() == "{}"
     (saved,) = list_checkpoints(run.checkpoints)
     assert run.open_config() == read_manifest(saved).plan.config == own.config
     # A failure later: what it goes on from is its own again, and where it came from stays known.
