@@ -346,7 +346,7 @@ class Coordinator:
         is_training = self._phase_name in ("correction", "parallel")
         done = self._batches_before_phase
         stage = self._stages.progress() if is_training else None
-        if stage is None and self._trained:
+        if is_training and stage is None and self._trained:
             done = max(done, self._trained[-1][1])
         if stage is not None:
             done += stage.num_batches

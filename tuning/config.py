@@ -22,6 +22,7 @@ from tuning.space import Corner, Options, Params, Range, Space, at_params
 
 _MAX_PLANS = 30
 _MAX_GRID = 10_000
+_MAX_STEPS = 100_000
 _PATHS = ("root", "cache_dir", "weights", "scratch_dir")
 
 # What a trial of PBT may change between two epochs: neither network nor batches nor optimiser.
@@ -218,6 +219,12 @@ def _check_pbt(settings: SearchConfig, space: Space) -> None:
                 got=name,
                 expected=", ".join(f"{prefix.rstrip('.')}" for prefix in _CHANGEABLE),
                 fix="fix that value, or choose another scheduler",
+            )
+        if isinstance(distribution, Range) and distribution.num_steps > _MAX_STEPS:
+            raise ConfigError(
+                f"quniform must have <= {_MAX_STEPS:,} steps with pbt, which lists them",
+                got=f"{distribution.num_steps:,} in {name}",
+                fix="take a larger step, or uniform",
             )
 
 

@@ -63,11 +63,15 @@ class Range:
         return self.low, self.high
 
     @property
+    def num_steps(self) -> int:
+        """Of `quniform`, from `low` to `high`."""
+        return round((self.high - self.low) / self.step) if self.step else 0
+
+    @property
     def steps(self) -> list[float]:
         """Of `quniform` all numbers: low, low + step, ..., high."""
         assert self.step is not None
-        num = round((self.high - self.low) / self.step)
-        return [self.low + k * self.step for k in range(num + 1)]
+        return [self.low + k * self.step for k in range(self.num_steps + 1)]
 
     def clip(self, value: float) -> float:
         """Return the nearest number of the range."""
