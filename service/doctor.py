@@ -55,7 +55,7 @@ def examine(config: Config, address: str | None, *, with_ray: bool) -> Iterator[
     if data.verdict == "fails":
         yield Finding("plan", "note", "not made: the data must be readable first")
     else:
-        yield _attempt("plan", lambda: _plan(config))
+        yield _attempt("plan", lambda: _plan(config, address))
     if with_ray:
         yield _attempt("ray", lambda: _ray(config, address))
 
@@ -164,16 +164,20 @@ def _data(config: Config) -> str:
     )
 
 
-def _plan(config: Config) -> str:
+def _plan(config: Config, address: str | None) -> str:
     """Make the plan as training does; what it refuses would keep the configuration from running."""
+    from actors.planning import device_type_here
     from laminar.data import describe
     from laminar.partition import check_memory
     from laminar.planning import make_plan
+    from laminar.precision import check_compiler
     from laminar.store import check_scratch
     from laminar.trackers import check_trackers
     from laminar.weights import notices
 
     check_trackers(config.tracking)
+    if address is None:  # a cluster's machines have compilers of their own
+        check_compiler(config.precision, device_type_here(config))
     check_scratch(config.stored.scratch_dir)
     plan = make_plan(config, describe(config.data))
     check_memory(plan)

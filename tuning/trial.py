@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import queue
 import shutil
 import threading
@@ -41,6 +42,8 @@ from tuning.space import Params
 Tell = Callable[[dict[str, Any] | None], None]
 
 _STATE = "trial.json"
+_RECORDS = ("tracking.json", "wandb", "mlflow.db", "mlartifacts")
+"""Of trackers: the first two of each run, the others of MLflow beside the runs."""
 _GOODBYE_S = 30.0
 
 
@@ -183,25 +186,37 @@ def prepare(home: Path, plans: Sequence[Plan], new: State, saved: Path | None) -
         origin = known.trial_id if is_clone else known.cloned_from
         state = replace(new, epoch=known.epoch, cloned_from=origin)
         if is_clone or not is_ours:
-            _replace(home, saved)
+            _replace(home, saved, is_clone=is_clone)
             for plan in plans:
-                run = RunDirectory(run_folder(home, plan.config))
-                adopt(run, plan)
-                if is_clone:  # a tracker's record of the other's run is not this one's
-                    run.tracking_file.unlink(missing_ok=True)
+                adopt(RunDirectory(run_folder(home, plan.config)), plan)
     elif not is_ours:
         shutil.rmtree(home, ignore_errors=True)
     state.write(home)
     return state
 
 
-def _replace(home: Path, saved: Path) -> None:
-    """Put a copy in the place of the folder."""
+def _replace(home: Path, saved: Path, *, is_clone: bool) -> None:
+    """Put a copy in the place of the folder; a clone keeps what trackers know of its own runs."""
     fresh = home.with_name("runs.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(saved, fresh)
+    shutil.copytree(saved, fresh, ignore=shutil.ignore_patterns(*_RECORDS) if is_clone else None)
+    if is_clone:  # before the folders change places, so that a kill never mixes two trials
+        _copy_records(home, fresh)
     shutil.rmtree(home, ignore_errors=True)
     fresh.rename(home)
+
+
+def _copy_records(home: Path, fresh: Path) -> None:
+    for folder in (fresh, *(path for path in fresh.iterdir() if path.is_dir())):
+        for name in _RECORDS:
+            own = home / folder.relative_to(fresh) / name
+            if own.is_dir():
+                shutil.copytree(own, folder / name, symlinks=True)
+            elif own.is_file():
+                try:  # the same file: a process that has a database open refuses a copy of it
+                    os.link(own, folder / name)
+                except OSError:  # storage without links
+                    shutil.copy2(own, folder / name)
 
 
 def adopt(run: RunDirectory, plan: Plan) -> None:

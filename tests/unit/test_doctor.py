@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ def test_what_fails_is_told_with_exit_code_1(laminar: Laminar, tmp_path: Path):
     assert failed.keys() == {"cores", "data"}
     assert "2 stages want 1000: lower num_stages" in failed["cores"]
     assert "four IDX files" in failed["data"]
+    assert "note  plan       not made: the data must be readable first" in out
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,15 @@ def test_what_planning_refuses_fails(changes: dict[str, Any], words: str):
     found = findings(**changes)["plan"]
     assert found.verdict == "fails"
     assert words in found.text
+
+
+def test_a_missing_compiler_or_tracker_fails(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    for changes in ({"precision": {"compile": True}}, {"tracking": {"mlflow": {}}}):
+        found = findings(**changes)["plan"]
+        assert found.verdict == "fails"
+        assert "precision.compile" in found.text or "tracking.mlflow" in found.text
 
 
 def test_gpus_are_missed_only_where_they_are_wanted():

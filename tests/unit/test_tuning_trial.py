@@ -110,16 +110,44 @@ def test_a_clone_takes_weights_and_epochs_of_the_other_and_keeps_its_own_values(
     home = home_of(tmp_path, tiny_plan(3, optimizer={"lr": 1e-9}), "bad")
     assert differing(weights(home, own), weights(other, good)) != []
     new = State("bad", 0, {"optimizer.lr": 0.01})
-    RunDirectory(run_folder(other, good.config)).write_tracking('{"mlflow": "of the other"}')
     state = prepare(home, [own], new, checkpoint_of(other))
     assert state == State("bad", 2, new.params, cloned_from="good")
     assert differing(weights(home, own), weights(other, good)) == []
     run = RunDirectory(run_folder(home, own.config))
-    assert run.read_tracking() == "{}"
     (saved,) = list_checkpoints(run.checkpoints)
     assert run.open_config() == read_manifest(saved).plan.config == own.config
     # A failure later: what it goes on from is its own again, and where it came from stays known.
     assert prepare(home, [own], new, checkpoint_of(home)) == state
+
+
+def write_records(home: Path, plan: Plan, whose: str) -> None:
+    run = RunDirectory(run_folder(home, plan.config))
+    run.write_tracking(whose)
+    (run.wandb / f"offline-run-{whose}").mkdir(parents=True)
+    (home / "mlflow.db").write_text(whose)
+
+
+def records(home: Path, plan: Plan) -> tuple[str, list[str], str | None]:
+    run, store = RunDirectory(run_folder(home, plan.config)), home / "mlflow.db"
+    files = sorted(path.name for path in run.wandb.glob("*"))
+    return run.read_tracking(), files, store.read_text() if store.exists() else None
+
+
+def test_a_clone_keeps_what_trackers_know_of_its_own_runs(tmp_path: Path):
+    plan = tiny_plan(3)
+    other = home_of(tmp_path, plan, "good")
+    write_records(other, plan, "good")
+    saved = checkpoint_of(other)
+    fresh, home = tmp_path / "fresh" / "runs", home_of(tmp_path, plan, "bad")
+    write_records(home, plan, "bad")
+    prepare(fresh, [plan], State("fresh", 0, PARAMS), saved)
+    assert records(fresh, plan) == ("{}", [], None)
+    prepare(home, [plan], State("bad", 0, PARAMS), saved)
+    assert records(home, plan) == ("bad", ["offline-run-bad"], "bad")
+    # What a trial gets back of itself is whole.
+    shutil.rmtree(other)
+    prepare(other, [plan], State("good", 0, PARAMS), saved)
+    assert records(other, plan) == ("good", ["offline-run-good"], "good")
 
 
 # -- side by side ----------------------------------------------------------------------------------
