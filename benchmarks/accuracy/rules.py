@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.cases import Case, table_head
 from benchmarks.accuracy.costs import K2_COST, free_cost, whole
+from benchmarks.accuracy.study_page import verdict
 from benchmarks.finals import finals, spread
 
 RULES = {
@@ -125,7 +126,9 @@ CASES = {name: case for task in TASKS for name, case in _cases(task).items()}
 
 _HEAD = """\
 Test accuracy, mean +- std (seeds), of one seed with seed 0. "Same time" is by wall-clock on two
-cores for K=2, by K equal devices with free exchange for more (`study.md`).
+cores for K=2, by K equal devices with free exchange for more (`study.md`). **no**: of three seeds
+or more, and not above the exact passes only and the same time, each by more than the larger spread
+of both; it has gained nothing. (`exact` takes longer than that time: it is there to compare with.)
 """
 
 
@@ -153,6 +156,16 @@ def _block(results: Path, task: Task) -> list[str]:
         add(words, "none", [f"{n}: {s}" if n else s for n, s in zip(nums, shorter, strict=True)])
     for rule in RULES:
         for cast in FILTERS:
-            names = [task.case_of(rule, cast, k) for k in STAGES]
-            add(rule, cast, [spread(finals(results, name)) for name in names])
+            add(rule, cast, [_cell(results, task, rule, cast, k) for k in STAGES])
     return rows
+
+
+def _cell(results: Path, task: Task, rule: str, cast: str, num_stages: int) -> str:
+    found = finals(results, task.case_of(rule, cast, num_stages))
+    same_time = task.curvatures_time if rule == "curvature" else task.same_time
+    controls = [
+        finals(results, task.shorter(num) if num else task.serial)
+        for num in (task.exact_only(num_stages), same_time(num_stages))
+    ]
+    gains_nothing = verdict(found, *controls) == "**no**"
+    return f"{spread(found)} **no**" if gains_nothing else spread(found)
