@@ -267,6 +267,7 @@ class _Window:
                 self._collected[side] += 1
                 micro = number % self._num_micro
                 if side == "forward":
+                    # In one process it comes from the device; what is kept is on the CPU.
                     self._move_lambda(micro, unpack(message).to("cpu"))
                 else:
                     self._store.put("adjoint", micro, message)

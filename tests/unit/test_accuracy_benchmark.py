@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import costs, study, study_page
+from benchmarks.accuracy import costs, rules, study, study_page
 from benchmarks.accuracy.run import CASES
 
 ROOTS = {"cifar10": "somewhere", "mnist": "somewhere"}
@@ -66,6 +66,20 @@ def test_the_interval_is_students():
 def test_a_gain_is_more_than_the_spread(hybrid, only, same_time, verdict):
     found = [dict(enumerate(values)) for values in (hybrid, only, same_time)]
     assert study_page.verdict(*found) == verdict
+
+
+@pytest.mark.parametrize(("accuracy", "gains_nothing"), [(0.6, False), (0.4, True)])
+def test_the_rules_say_what_gains_nothing(tmp_path: Path, accuracy: float, gains_nothing: bool):
+    """Greedy at K=2 beside one pass (.3) and the seven of its time (.5), three seeds."""
+    task = next(t for t in rules.TASKS if t.name == "resnet20-cifar10_16")
+    runs = {task.case_of("greedy", "int8", 2): accuracy, task.shorter(1): 0.3, task.shorter(7): 0.5}
+    for name, final in runs.items():
+        for seed in range(3):
+            line = json.dumps({"test_accuracy": final + 0.01 * seed})
+            (tmp_path / f"{name}-seed{seed}.jsonl").write_text(f"{line}\n")
+    rules.write_rules(tmp_path, tmp_path / "rules.md")
+    (row,) = (x for x in (tmp_path / "rules.md").read_text().splitlines() if "| greedy |" in x)
+    assert ("**no**" in row.split("|")[4]) == gains_nothing
 
 
 def test_differences_are_of_the_same_seeds(tmp_path: Path):
